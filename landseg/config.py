@@ -1,0 +1,219 @@
+"""What a run or a training is told: YAML files read into frozen, checked values.
+
+Unknown keys are errors, since a misspelt option that is silently ignored costs a night's job. Each error names the key,
+its line and column, and the nearest known key.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from landseg.errors import ConfigError
+from landseg.legend import LandClass, Legend
+
+Fraction = Annotated[float, Field(ge=0, le=0.9)]
+
+
+class Strict(BaseModel):
+    """Base of all configuration: immutable, without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class RunConfig(Strict):
+    """Options of ``landseg run``; the command line's options of the same names come before the file's."""
+
+    model: str = Field("pspnet-r18-dubai", description="name of a shipped model, or a bundle's folder")
+    bands: tuple[int, ...] | None = Field(None, description="band numbers from 1, in the order of the model's bands")
+    overlap: Fraction = Field(0.25, description="part of a chip's side that neighbouring chips share")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
+    batch: int | None = Field(None, ge=1, description="chips per forward pass; by default by device")
+    nodata_policy: Literal["all", "any"] = Field(
+        "all", description="a pixel is invalid when all of the model's bands are nodata, or when any is"
+    )
+    force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
+    assume_crs: str | None = Field(None, description="coordinate reference system of a scene that names none")
+    overwrite: bool = Field(False, description="replace existing outputs")
+    picture: bool = Field(False, description="write a picture of the map too")
+
+
+class ClassConfig(Strict):
+    """One class of a training's legend."""
+
+    class_id: int
+    name: str
+    colour: str
+    parent: int | None = None
+
+
+class PairConfig(Strict):
+    """A scene and its label raster, relative to the data's root."""
+
+    scene: Path
+    labels: Path
+
+
+class DataConfig(Strict):
+    """What to train on and what to hold out."""
+
+    root: Path = Field(Path(), description="folder that the pairs' paths are relative to")
+    training: tuple[PairConfig, ...] = Field(min_length=1)
+    held_out: tuple[PairConfig, ...] = ()
+    label_values: dict[int, str] = Field(description="value in the label rasters -> class name; others are ignored")
+
+
+class ArchitectureConfig(Strict):
+    """The network; see `landseg.model.pspnet.Architecture`."""
+
+    backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
+    output_stride: Literal[8, 16, 32] = 8
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+
+
+class OptimisationConfig(Strict):
+    """How to train."""
+
+    steps: int = Field(ge=1)
+    batch: int = Field(8, ge=2, description="chips per step; batch normalisation needs at least two")
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    warm_up_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0.4 in the paper")
+    loader_workers: int = Field(1, ge=0, description="processes that read and augment chips")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints to resume from")
+    seed: int = 1
+
+
+class CardConfig(Strict):
+    """What the bundle's card says to people."""
+
+    title: str
+    description: str
+    licence: str
+    training_data: str
+    limits: tuple[str, ...] = ()
+
+
+class TrainConfig(Strict):
+    """A training, from imagery and labels to a model bundle."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the bundle's name")
+    out: Path = Field(description="folder that gets the bundle, checkpoints and logs")
+    legend: tuple[ClassConfig, ...] = Field(min_length=2)
+    bands: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1)
+    gsd_m: float = Field(gt=0)
+    chip_px: int = Field(240, ge=48, description="a multiple of 48 makes the pyramid's bins equal at output stride 8")
+    architecture: ArchitectureConfig = ArchitectureConfig()
+    data: DataConfig
+    optimisation: OptimisationConfig
+    card: CardConfig
+
+    @field_validator("legend")
+    @classmethod
+    def _legend_holds(cls, classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+        legend_of(classes)
+        return classes
+
+    @model_validator(mode="after")
+    def _label_values_are_classes(self) -> Self:
+        unknown = sorted(set(self.data.label_values.values()) - {c.name for c in self.legend})
+        if unknown:
+            raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")
+        return self
+
+
+def legend_of(classes: tuple[ClassConfig, ...]) -> Legend:
+    """Make the legend that a configuration describes."""
+    return Legend(tuple(LandClass(c.class_id, c.name, c.colour, c.parent) for c in classes))
+
+
+ConfigT = TypeVar("ConfigT", bound=Strict)
+
+
+def load_config(path: Path, kind: type[ConfigT], overrides: dict[str, Any] | None = None) -> ConfigT:
+    """Read a YAML file into a checked configuration.
+
+    Parameters
+    ----------
+    path
+        The file.
+    kind
+        Which configuration it holds.
+    overrides
+        Values that come before the file's, as from the command line.
+
+    Raises
+    ------
+    ConfigError
+        If the file is missing, not YAML, or has an unknown or ill-typed key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the configuration {path}: {getattr(error, 'strerror', error)}") from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = path if mark is None else f"{path}, line {mark.line + 1}, column {mark.column + 1}"
+        raise ConfigError(f"{place}: not YAML: {error.problem}") from error
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} holds no keys", f"known keys: {', '.join(kind.model_fields)}")
+    try:
+        return kind.model_validate(data | (overrides or {}))
+    except ValidationError as error:
+        raise _located(error, kind, path, root) from error
+
+
+def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.Node | None) -> ConfigError:
+    """Turn the first of pydantic's complaints into one that names the key and its place in the file."""
+    fault = error.errors()[0]
+    keys = fault["loc"]
+    name = ".".join(str(key) for key in keys) or "the file"
+    line, column = _position(root, keys)
+    place = f"{path}, line {line}, column {column}"
+    if fault["type"] == "extra_forbidden":
+        known = _known_keys(kind, keys[:-1])
+        near = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return ConfigError(f"{place}: unknown key '{name}'", hint)
+    if fault["type"] == "missing":
+        return ConfigError(f"{place}: the key '{name}' is missing")
+    message = fault["msg"].removeprefix("Value error, ")
+    return ConfigError(f"{place}: '{name}' is {fault['input']!r:.60}: {message[0].lower()}{message[1:]}")
+
+
+def _position(node: yaml.Node | None, keys: tuple[int | str, ...]) -> tuple[int, int]:
+    """Find line and column, from 1, of the deepest part of ``keys`` that stands in the file."""
+    mark = None if node is None else node.start_mark
+    for key in keys:
+        child = None
+        if isinstance(node, yaml.MappingNode):
+            for key_node, value_node in node.value:
+                if key_node.value == str(key):
+                    child, mark = value_node, key_node.start_mark
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            child = node.value[key]
+            mark = child.start_mark
+        if child is None:
+            break
+        node = child
+    return (1, 1) if mark is None else (mark.line + 1, mark.column + 1)
+
+
+def _known_keys(kind: type[Strict], keys: tuple[int | str, ...]) -> list[str]:
+    """List the keys that the part of a configuration at ``keys`` knows."""
+    for key in keys:
+        annotation = kind.model_fields[str(key)].annotation if str(key) in kind.model_fields else None
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, Strict):
+                kind = candidate
+                break
+    return list(kind.model_fields)

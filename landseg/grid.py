@@ -1,0 +1,220 @@
+"""Pure geometry: the pixel grid of a scene, the chips that cover it and the strips it is computed in.
+
+No I/O happens here. Pairs are (rows, cols); affine transforms and bounds are xy.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from affine import Affine
+from pyproj import Geod, Transformer
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+WGS84 = Geod(ellps="WGS84")
+LONLAT = CRS.from_epsg(4326)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The pixels of a raster on the ground.
+
+    Parameters
+    ----------
+    shape
+        (rows, cols).
+    transform
+        From (col, row) to CRS coordinates; may be rotated or sheared.
+    crs
+        Coordinate reference system.
+    """
+
+    shape: tuple[int, int]
+    transform: Affine
+    crs: CRS
+
+    @property
+    def size(self) -> int:
+        """Number of pixels."""
+        return self.shape[0] * self.shape[1]
+
+    @cached_property
+    def corners(self) -> tuple[tuple[float, float], ...]:
+        """Upper left, upper right, lower right and lower left corner in CRS units."""
+        rows, cols = self.shape
+        xys = [self.transform * corner for corner in ((0, 0), (cols, 0), (cols, rows), (0, rows))]
+        return tuple((float(x), float(y)) for x, y in xys)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) in CRS units, around all corners."""
+        xs, ys = zip(*self.corners, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    @cached_property
+    def lonlat_corners(self) -> tuple[tuple[float, float], ...]:
+        """The corners as (longitude, latitude) in degrees on WGS 84."""
+        to_lonlat = Transformer.from_crs(self.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
+        xs, ys = zip(*self.corners, strict=True)
+        lons, lats = to_lonlat.transform(xs, ys)
+        return tuple((float(lon), float(lat)) for lon, lat in zip(lons, lats, strict=True))
+
+    @cached_property
+    def pixel_size_m(self) -> tuple[float, float]:
+        """Height and width of the central pixel in metres on the ellipsoid."""
+        row, col = self.shape[0] / 2, self.shape[1] / 2
+        to_lonlat = Transformer.from_crs(self.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
+        xys = [self.transform * p for p in ((col, row - 0.5), (col, row + 0.5), (col - 0.5, row), (col + 0.5, row))]
+        lons, lats = to_lonlat.transform([x for x, _ in xys], [y for _, y in xys])
+        _, _, metres = WGS84.inv(lons[0::2], lats[0::2], lons[1::2], lats[1::2])
+        return float(metres[0]), float(metres[1])
+
+    @property
+    def gsd_m(self) -> float:
+        """Ground sampling distance in metres: the geometric mean of a pixel's two sides."""
+        return math.sqrt(self.pixel_size_m[0] * self.pixel_size_m[1])
+
+    def window_transform(self, window: Window) -> Affine:
+        """Give the transform of the part of the grid within a window.
+
+        Law: ``grid.window_transform(w) * (0, 0) == grid.transform * (w.col_off, w.row_off)``.
+        """
+        return self.transform * Affine.translation(window.col_off, window.row_off)
+
+    def resampled(self, factors: tuple[float, float]) -> "Grid":
+        """Give the grid over the same ground whose pixels are ``factors`` (rows, cols) times as large.
+
+        The last row and column may reach beyond this grid by less than a pixel, so that nothing is cut off.
+        """
+        shape = tuple(max(1, math.ceil(n / f - 1e-6)) for n, f in zip(self.shape, factors, strict=True))
+        return Grid((shape[0], shape[1]), self.transform * Affine.scale(factors[1], factors[0]), self.crs)
+
+
+@dataclass(frozen=True, slots=True)
+class ChipWindow:
+    """Where a chip is read and which part of the grid it answers for.
+
+    Parameters
+    ----------
+    read
+        What the model sees: ``chip_px`` squared, reaching beyond the grid only where the grid is smaller than a chip.
+    core
+        The chip's own part of the grid: cores cover every pixel exactly once.
+    kept
+        The part whose probabilities enter the blend: the read window, within the grid, less a margin along those sides
+        that have a neighbour. It contains the core.
+    """
+
+    read: Window
+    core: Window
+    kept: Window
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """A chip along one axis: [start, stop) of its core and kept parts, start of its read part."""
+
+    read: int
+    core: tuple[int, int]
+    kept: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Chips of one size that cover a grid with an overlap.
+
+    Chips stand at a stride of ``chip_px - overlap_px``; the last ones are shifted inward to end at the grid's edge.
+    Neighbours are blended within half of their overlap: the outer quarters, where a chip lacks context, are
+    left to the neighbour.
+
+    Laws: cores cover every pixel exactly once; every pixel lies in at least one kept window; a pixel in a chip's kept
+    window is at least ``margin_px`` from those of the chip's sides that lie inside the grid.
+
+    Parameters
+    ----------
+    shape
+        (rows, cols) of the grid.
+    chip_px
+        Side of a chip.
+    overlap_px
+        Pixels that neighbouring chips share, less than ``chip_px``.
+    """
+
+    shape: tuple[int, int]
+    chip_px: int
+    overlap_px: int
+
+    def __post_init__(self) -> None:
+        if min(self.shape) < 1:
+            raise ValueError(f"a grid of shape {self.shape} has no pixels")
+        if not 0 <= self.overlap_px < self.chip_px:
+            raise ValueError(f"overlap {self.overlap_px} px is not within 0 to {self.chip_px - 1}")
+
+    @property
+    def margin_px(self) -> int:
+        """Pixels along a chip's inner sides that are not used."""
+        return self.overlap_px // 4
+
+    @cached_property
+    def _row_spans(self) -> Sequence[_Span]:
+        return self._spans(self.shape[0])
+
+    @cached_property
+    def _col_spans(self) -> Sequence[_Span]:
+        return self._spans(self.shape[1])
+
+    def _spans(self, size: int) -> list[_Span]:
+        chip, stride = self.chip_px, self.chip_px - self.overlap_px
+        last = max(0, size - chip)
+        starts = [*range(0, last, stride), last]
+        cuts = [0, *((a + chip + b) // 2 for a, b in itertools.pairwise(starts)), size]
+        return [
+            _Span(
+                read=start,
+                core=(cuts[i], cuts[i + 1]),
+                kept=(
+                    0 if start == 0 else start + self.margin_px,
+                    size if start == last else start + chip - self.margin_px,
+                ),
+            )
+            for i, start in enumerate(starts)
+        ]
+
+    @property
+    def chip_counts(self) -> tuple[int, int]:
+        """Rows and columns of chips."""
+        return len(self._row_spans), len(self._col_spans)
+
+    @property
+    def chip_count(self) -> int:
+        """Chips in all."""
+        return len(self._row_spans) * len(self._col_spans)
+
+    def chip_row(self, index: int) -> Iterator[ChipWindow]:
+        """Give the chips of one row, from left to right."""
+        row = self._row_spans[index]
+        for col in self._col_spans:
+            yield ChipWindow(
+                read=Window(col.read, row.read, self.chip_px, self.chip_px),
+                core=_window(row.core, col.core),
+                kept=_window(row.kept, col.kept),
+            )
+
+    def __iter__(self) -> Iterator[ChipWindow]:
+        for index in range(len(self._row_spans)):
+            yield from self.chip_row(index)
+
+    def strip(self, index: int) -> tuple[int, int]:
+        """Give the rows [start, stop) that are finished by a row of chips, together with those above it.
+
+        Law: over all rows of chips, strips cover every row exactly once, in order.
+        """
+        start, (_, last) = self._row_spans[index].kept[0], self._row_spans[-1].kept
+        return start, last if index + 1 == len(self._row_spans) else self._row_spans[index + 1].kept[0]
+
+
+def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:
+    return Window(cols[0], rows[0], cols[1] - cols[0], rows[1] - rows[0])

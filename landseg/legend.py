@@ -1,0 +1,96 @@
+"""The classes of a map: their ids, names, colours and place in a nomenclature."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+NODATA = 0
+"""The label of pixels that hold no class."""
+
+MAX_CLASS_ID = 254
+"""Largest class id; 255 stays free, since many label rasters use it for 'unlabelled'."""
+
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+
+
+@dataclass(frozen=True, slots=True)
+class LandClass:
+    """One class of a legend.
+
+    Parameters
+    ----------
+    class_id
+        Its label in rasters, 1 to 254.
+    name
+        Its name, as shown in maps and tables.
+    colour
+        ``#rrggbb``.
+    parent
+        ``class_id`` of the class above it in a nested nomenclature, or None at the top.
+    """
+
+    class_id: int
+    name: str
+    colour: str
+    parent: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.class_id <= MAX_CLASS_ID:
+            raise ValueError(f"class id {self.class_id} of '{self.name}' is not within 1 to {MAX_CLASS_ID}")
+        if not self.name.strip():
+            raise ValueError(f"class {self.class_id} has no name")
+        if not _COLOUR.fullmatch(self.colour):
+            raise ValueError(f"colour '{self.colour}' of class '{self.name}' is not of the form #rrggbb")
+
+    @property
+    def rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue, 0 to 255."""
+        return int(self.colour[1:3], 16), int(self.colour[3:5], 16), int(self.colour[5:7], 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Legend:
+    """Classes in the order of the model's output channels.
+
+    Law: ``legend.class_ids[k]`` is the label of the pixels where channel ``k`` has the largest probability.
+
+    Raises
+    ------
+    ValueError
+        If there is no class, an id or a name stands twice, or a parent is not in the legend.
+    """
+
+    classes: tuple[LandClass, ...]
+    _by_id: Mapping[int, LandClass] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise ValueError("a legend needs at least one class")
+        by_id = {c.class_id: c for c in self.classes}
+        if len(by_id) != len(self.classes):
+            raise ValueError("a class id stands twice in the legend")
+        if len({c.name for c in self.classes}) != len(self.classes):
+            raise ValueError("a class name stands twice in the legend")
+        for c in self.classes:
+            if c.parent is not None and (c.parent not in by_id or c.parent == c.class_id):
+                raise ValueError(f"parent {c.parent} of class '{c.name}' is not another class of the legend")
+        object.__setattr__(self, "_by_id", by_id)
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def __iter__(self) -> Iterator[LandClass]:
+        return iter(self.classes)
+
+    def __getitem__(self, class_id: int) -> LandClass:
+        return self._by_id[class_id]
+
+    @property
+    def class_ids(self) -> tuple[int, ...]:
+        """Labels in channel order."""
+        return tuple(c.class_id for c in self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in channel order."""
+        return tuple(c.name for c in self.classes)

@@ -1,0 +1,333 @@
+"""Model bundles: a folder with ``weights.safetensors`` and ``model.json``, the card that says how to use them.
+
+The card is a STAC Item with the Machine Learning Model extension (MLM 1.4). What MLM has no field for stands under
+``landseg:``. Weights are stored at 16 bit and used at 32. Nothing in a bundle is code, and no pickle is ever loaded.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from landseg.errors import BundleError, UsageError
+from landseg.legend import LandClass, Legend
+from landseg.model.pspnet import Architecture, PSPNet
+
+CARD_FILE = "model.json"
+WEIGHTS_FILE = "weights.safetensors"
+DEFAULT_MODEL = "pspnet-r18-dubai"
+SHIPPED = Path(str(files("landseg.model"))) / "bundles"
+"""Where the bundles that come with landseg lie."""
+
+MLM_SCHEMA = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
+FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+SHA256_MULTIHASH = "1220"
+"""Prefix of a SHA-256 digest in the multihash form that STAC's file extension asks for."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a user of the weights must know; the contract of a checkpoint.
+
+    Parameters
+    ----------
+    name
+        File-system-friendly name, as given to ``--model``.
+    title, description, licence
+        For people; ``licence`` is an SPDX identifier.
+    created
+        Moment of training, RFC 3339 in UTC.
+    architecture
+        What network the weights are for.
+    bands
+        Names of the bands in channel order, such as ``red``.
+    gsd_m
+        Ground sampling distance of the training imagery in metres.
+    chip_px
+        Side of the square chips that the network was trained on. Pyramid pooling spans the chip, so this is part of
+        the contract.
+    mean, std
+        Of each band on the scale 0-255; a network sees ``(value - mean) / std``.
+    value_range
+        The (low, high) that 16-bit and float scenes are brought to 0-255 from, or None to take the scene's own 2nd and
+        98th percentiles.
+    legend
+        The classes in channel order.
+    training
+        What it was trained on and how, for people and machines.
+    held_out
+        Its accuracy on data that it never saw: ``{"data": ..., "miou": ..., "iou": {class name: ...}, ...}``.
+    limits
+        What it is not good for, in plain sentences.
+    """
+
+    name: str
+    title: str
+    description: str
+    licence: str
+    created: str
+    architecture: Architecture
+    bands: tuple[str, ...]
+    gsd_m: float
+    chip_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    legend: Legend
+    value_range: tuple[float, float] | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    held_out: Mapping[str, Any] = field(default_factory=dict)
+    limits: tuple[str, ...] = ()
+
+    def to_stac(self, sha256: str, parameters: int) -> dict[str, Any]:
+        """Write the card as a STAC Item whose asset is the weights file of that digest."""
+        chip = [-1, self.architecture.in_channels, self.chip_px, self.chip_px]
+        scores = [-1, self.architecture.classes, self.chip_px, self.chip_px]
+        axes = ["batch", "channel", "height", "width"]
+        properties: dict[str, Any] = {
+            "datetime": self.created,
+            "title": self.title,
+            "description": self.description,
+            "license": self.licence,
+            "gsd": self.gsd_m,
+            "mlm:name": self.name,
+            "mlm:architecture": "PSPNet",
+            "mlm:tasks": ["semantic-segmentation"],
+            "mlm:framework": "pytorch",
+            "mlm:framework_version": torch.__version__,
+            "mlm:total_parameters": parameters,
+            "mlm:pretrained": False,
+            "mlm:accelerator": None,
+            "mlm:input": [
+                {
+                    "name": "chip",
+                    "bands": list(self.bands),
+                    "input": {"shape": chip, "dim_order": axes, "data_type": "float32"},
+                    "value_scaling": [
+                        {"type": "z-score", "mean": mean, "stddev": std}
+                        for mean, std in zip(self.mean, self.std, strict=True)
+                    ],
+                    "resize_type": None,
+                }
+            ],
+            "mlm:output": [
+                {
+                    "name": "logits",
+                    "tasks": ["semantic-segmentation"],
+                    "result": {"shape": scores, "dim_order": axes, "data_type": "float32"},
+                    "classification:classes": [
+                        {"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in self.legend
+                    ],
+                }
+            ],
+            "landseg:architecture": asdict(self.architecture) | {"bins": list(self.architecture.bins)},
+            "landseg:parents": {str(c.class_id): c.parent for c in self.legend if c.parent is not None},
+            "landseg:value_range": None if self.value_range is None else list(self.value_range),
+            "landseg:training": dict(self.training),
+            "landseg:held_out": dict(self.held_out),
+            "landseg:limits": list(self.limits),
+        }
+        return {
+            "type": "Feature",
+            "stac_version": "1.1.0",
+            "stac_extensions": [MLM_SCHEMA, FILE_SCHEMA],
+            "id": self.name,
+            "geometry": None,
+            "properties": properties,
+            "links": [],
+            "assets": {
+                "weights": {
+                    "href": f"./{WEIGHTS_FILE}",
+                    "type": "application/vnd.safetensors",
+                    "title": "Weights, 16 bit",
+                    "roles": ["mlm:model", "mlm:weights"],
+                    "mlm:artifact_type": "safetensors",
+                    "file:checksum": SHA256_MULTIHASH + sha256,
+                }
+            },
+        }
+
+    @classmethod
+    def from_stac(cls, item: Mapping[str, Any]) -> "Card":
+        """Read a card from the STAC Item that `to_stac` writes.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            If a field is missing or ill-formed.
+        """
+        properties = item["properties"]
+        model_input, model_output = properties["mlm:input"][0], properties["mlm:output"][0]
+        parents = {int(k): int(v) for k, v in properties.get("landseg:parents", {}).items()}
+        legend = Legend(
+            tuple(
+                LandClass(c["value"], c["name"], "#" + c["color_hint"].lower(), parents.get(c["value"]))
+                for c in model_output["classification:classes"]
+            )
+        )
+        stored = properties["landseg:architecture"]
+        value_range = properties.get("landseg:value_range")
+        card = cls(
+            name=item["id"],
+            title=properties["title"],
+            description=properties["description"],
+            licence=properties["license"],
+            created=properties["datetime"],
+            architecture=Architecture(**(stored | {"bins": tuple(stored["bins"])})),
+            bands=tuple(model_input["bands"]),
+            gsd_m=float(properties["gsd"]),
+            chip_px=int(model_input["input"]["shape"][-1]),
+            mean=tuple(float(s["mean"]) for s in model_input["value_scaling"]),
+            std=tuple(float(s["stddev"]) for s in model_input["value_scaling"]),
+            legend=legend,
+            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+            training=properties.get("landseg:training", {}),
+            held_out=properties.get("landseg:held_out", {}),
+            limits=tuple(properties.get("landseg:limits", ())),
+        )
+        card._check()
+        return card
+
+    def _check(self) -> None:
+        """Raise ValueError where the card's parts contradict each other."""
+        if not len(self.bands) == len(self.mean) == len(self.std) == self.architecture.in_channels:
+            raise ValueError("bands, value scaling and the network's channels differ in number")
+        if len(self.legend) != self.architecture.classes:
+            raise ValueError("the legend and the network's logits differ in number")
+        if self.chip_px < 1 or self.gsd_m <= 0 or min(self.std) <= 0:
+            raise ValueError("chip size, gsd and standard deviations must be positive")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose card has been read and whose weights have been checked against it."""
+
+    folder: Path
+    card: Card
+    sha256: str
+
+    def load_network(self) -> PSPNet:
+        """Build the network and load its weights as float32, ready for inference.
+
+        Raises
+        ------
+        BundleError
+            If the weights are not those of the card's architecture.
+        """
+        network = PSPNet(self.card.architecture)
+        path = self.folder / WEIGHTS_FILE
+        try:
+            stored = {name: _widened(tensor) for name, tensor in load_file(path).items()}
+        except SafetensorError as error:
+            raise BundleError(f"{path} is not a safetensors file ({error})") from error
+        expected = network.state_dict()
+        missing, unknown = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+        misshapen = [k for k in sorted(expected.keys() & stored.keys()) if expected[k].shape != stored[k].shape]
+        for fault, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", misshapen)):
+            if names:
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                raise BundleError(
+                    f"{path} {fault} weights: {names[0]}{more}",
+                    f"{CARD_FILE} describes a {self.card.architecture.backbone} PSPNet; these weights are for another",
+                )
+        network.load_state_dict(stored)
+        return network.eval()
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def find_bundle(model: str) -> Path:
+    """Find the folder of a model given by the name of a shipped bundle or by a path.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model.
+    """
+    for folder in (SHIPPED / model, Path(model)):
+        if (folder / CARD_FILE).is_file():
+            return folder
+    if Path(model).is_dir():
+        raise BundleError(f"{model} is not a model bundle: it has no {CARD_FILE}")
+    raise UsageError(
+        f"there is no model '{model}'", f"shipped models: {', '.join(shipped_models())}; or give a bundle's folder"
+    )
+
+
+def shipped_models() -> list[str]:
+    """Name the bundles that come with landseg."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CARD_FILE}"))
+
+
+def read_bundle(model: str) -> Bundle:
+    """Read a bundle's card and check its weights' digest, without loading them.
+
+    Parameters
+    ----------
+    model
+        Name of a shipped bundle, or a bundle's folder.
+
+    Raises
+    ------
+    UsageError
+        If there is no such model.
+    BundleError
+        If the card is ill-formed, or the weights are missing or not those that the card names.
+    """
+    folder = find_bundle(model)
+    card_path, weights_path = folder / CARD_FILE, folder / WEIGHTS_FILE
+    try:
+        item = json.loads(card_path.read_text(encoding="utf-8"))
+        card = Card.from_stac(item)
+        expected = str(item["assets"]["weights"]["file:checksum"]).removeprefix(SHA256_MULTIHASH)
+    except KeyError as error:
+        raise BundleError(f"{card_path} lacks {error}", "it is not a model card that landseg can use") from error
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise BundleError(f"{card_path} is not a model card that landseg can use: {error}") from error
+    if not weights_path.is_file():
+        raise BundleError(f"{folder} lacks {WEIGHTS_FILE}", "copy the whole bundle")
+    with weights_path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise BundleError(
+            f"{weights_path} is damaged or not the card's: its SHA-256 is {actual[:12]}…, not {expected[:12]}…",
+            "copy the bundle again",
+        )
+    return Bundle(folder, card, actual)
+
+
+def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
+    """Write a bundle, replacing the one at ``folder`` when it is complete.
+
+    The auxiliary head, which only training needs, is left out.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in network.state_dict().items()
+        if not name.startswith("auxiliary.")
+    }
+    parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, draft / WEIGHTS_FILE)
+        sha256 = hashlib.sha256((draft / WEIGHTS_FILE).read_bytes()).hexdigest()
+        text = json.dumps(card.to_stac(sha256, parameters), indent=2, ensure_ascii=False)
+        (draft / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+        draft.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        draft.replace(folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return Bundle(folder, card, sha256)

@@ -1,0 +1,449 @@
+"""Scenes: what a raster is, which of its bands a model reads, on which grid, and its pixels window by window."""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import Transformer
+from pyproj.exceptions import ProjError
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.vrt import WarpedVRT
+from rasterio.windows import Window
+
+from landseg.errors import BandError, CrsError, GsdError, SceneError
+from landseg.grid import LONLAT, Grid
+
+NodataPolicy = Literal["all", "any"]
+
+GSD_TOLERANCE = 0.1
+"""Share by which a pixel's side may differ from the model's before the scene is resampled."""
+
+GSD_LIMIT = 8.0
+"""How many times off the model's ground sampling distance a scene may be before it is refused."""
+
+GDAL_OPTIONS: Mapping[str, Any] = {
+    # Of a server's transient failures; GDAL's own default is not to try again.
+    "GDAL_HTTP_MAX_RETRY": 4,
+    "GDAL_HTTP_RETRY_DELAY": 1,
+    # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
+    # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
+    "GDAL_CACHEMAX": 256 * 2**20,
+}
+
+BAND_NAMES: Mapping[str, str] = {
+    "r": "red",
+    "g": "green",
+    "b": "blue",
+    "near infrared": "nir",
+    "near-infrared": "nir",
+    "near_infrared": "nir",
+    "infrared": "nir",
+}
+"""Spellings of band descriptions and the names that model cards use."""
+
+
+@dataclass(frozen=True)
+class SceneInfo:
+    """What a raster's header says.
+
+    Parameters
+    ----------
+    path
+        As the user gave it: a path, or a URL that GDAL reads (``https://``, ``s3://``, ``/vsi…``).
+    grid
+        Its own pixels.
+    dtype
+        NumPy's name of the pixels' type.
+    band_names
+        Lower-case name of each band, from its description, else from its colour interpretation, else empty.
+    validity
+        What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none``.
+    """
+
+    path: str
+    grid: Grid
+    dtype: str
+    band_names: tuple[str, ...]
+    validity: Literal["alpha", "mask", "nodata", "none"]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether pixels may be NaN."""
+        return np.issubdtype(np.dtype(self.dtype), np.floating)
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """What was read from a window.
+
+    Parameters
+    ----------
+    data
+        (C, H, W) of the scene's type; undefined where not valid.
+    valid
+        (H, W) bool, True = usable.
+    """
+
+    data: NDArray[Any]
+    valid: NDArray[np.bool_]
+
+
+class SceneReader(Protocol):
+    """Pixels on a grid. ``read`` may be called from several threads at once, but not after ``close``."""
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that windows refer to."""
+        ...
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window that lies within the grid.
+
+        Raises
+        ------
+        SceneError
+            If the source can't be read there.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the source."""
+        ...
+
+
+def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
+    """Read a raster's header.
+
+    Parameters
+    ----------
+    path
+        Path or URL.
+    assume_crs
+        CRS to take where the raster names none, such as ``EPSG:32640``.
+
+    Raises
+    ------
+    SceneError
+        If there is no such raster, it can't be read, or has no bands.
+    CrsError
+        If it has no usable CRS.
+    """
+    is_local = "://" not in path and not path.startswith("/vsi")
+    if is_local and not Path(path).exists():
+        raise SceneError(f"there is no scene {path}")
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), rasterio.open(path) as source:
+            if source.count == 0:
+                parts = source.subdatasets
+                raise SceneError(
+                    f"{path} has no raster bands of its own",
+                    f"name one of its {len(parts)} subdatasets, such as {parts[0]}" if parts else None,
+                )
+            dtypes = set(source.dtypes)
+            if any(np.dtype(t).kind == "c" for t in dtypes):
+                raise SceneError(f"{path} holds complex numbers", "give an intensity image")
+            return SceneInfo(
+                path=path,
+                grid=Grid(source.shape, source.transform, _crs_of(source, path, assume_crs)),
+                dtype=str(np.result_type(*dtypes)),
+                band_names=_band_names(source),
+                validity=_validity(source),
+            )
+    except RasterioIOError as error:
+        detail = str(error).replace(path, "").strip(" :'")
+        raise SceneError(f"can't read {path} as a raster", detail or None) from error
+
+
+def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
+    crs = source.crs
+    if crs is None and source.gcps[0]:
+        raise CrsError(
+            f"{path} has ground control points but no georeferencing", "rectify it first: gdalwarp -t_srs EPSG:n …"
+        )
+    if crs is None:
+        if assume_crs is None:
+            raise CrsError(
+                f"{path} has no coordinate reference system",
+                "if you know it, say so: --assume-crs EPSG:n; else georeference it in QGIS first",
+            )
+        try:
+            crs = CRS.from_user_input(assume_crs)
+        except CRSError as error:
+            raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
+    try:
+        Transformer.from_crs(crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
+    except ProjError as error:
+        raise CrsError(
+            f"the coordinate reference system of {path} can't be placed on the Earth", "assign it one that can"
+        ) from error
+    return crs
+
+
+def _band_names(source: Any) -> tuple[str, ...]:
+    names = []
+    for description, colour in zip(source.descriptions, source.colorinterp, strict=True):
+        name = (description or "").strip().lower()
+        if not name and colour not in (ColorInterp.undefined, ColorInterp.gray):
+            name = colour.name.lower()
+        names.append(BAND_NAMES.get(name, name))
+    return tuple(names)
+
+
+def _validity(source: Any) -> Literal["alpha", "mask", "nodata", "none"]:
+    flags = {flag for band in source.mask_flag_enums for flag in band}
+    if MaskFlags.alpha in flags:
+        return "alpha"
+    if MaskFlags.per_dataset in flags:
+        return "mask"
+    return "nodata" if MaskFlags.nodata in flags else "none"
+
+
+def match_bands(info: SceneInfo, wanted: Sequence[str], explicit: Sequence[int] | None) -> tuple[int, ...]:
+    """Find the bands that a model reads.
+
+    Parameters
+    ----------
+    info
+        The scene.
+    wanted
+        Names on the model's card, in channel order.
+    explicit
+        Band numbers from 1 that the user gave instead, or None.
+
+    Returns
+    -------
+    tuple of int
+        Band numbers from 1, in channel order.
+
+    Raises
+    ------
+    BandError
+        If there are too few bands, a number is out of range, or names do not settle it.
+    """
+    count = len(info.band_names)
+    reads = f"the model reads {len(wanted)} ({', '.join(wanted)})"
+    if explicit is not None:
+        if len(explicit) != len(wanted):
+            raise BandError(f"--bands names {len(explicit)} bands; {reads}")
+        outside = [band for band in explicit if not 1 <= band <= count]
+        if outside:
+            raise BandError(f"{info.path} has no band {outside[0]}", f"its bands are 1 to {count}")
+        return tuple(explicit)
+    colour_bands = [name for name in info.band_names if name != "alpha"]
+    if len(colour_bands) < len(wanted):
+        raise BandError(
+            f"{info.path} has too few bands: {len(colour_bands)}; {reads}",
+            "use a model made for such images; 'landseg models list' names those at hand",
+        )
+    found = [info.band_names.index(name) + 1 if name in info.band_names else None for name in wanted]
+    if None in found:
+        has = ", ".join(f"{i} {name or '(unnamed)'}" for i, name in enumerate(info.band_names, start=1))
+        raise BandError(
+            f"{info.path} does not say which of its bands is {wanted[found.index(None)]}; it has {has}",
+            f"say which are {', '.join(wanted)}: --bands n,n,n",
+        )
+    return tuple(band for band in found if band is not None)
+
+
+def working_grid(info: SceneInfo, gsd_m: float, *, force_gsd: bool = False) -> Grid:
+    """Choose the grid that a scene is mapped on: its own, or one at the model's ground sampling distance.
+
+    A scene in degrees is brought to its UTM zone (or the polar stereographic grid beyond 84 degrees north and
+    80 degrees south). Otherwise the grid is the scene's own unless a pixel's side is more than 10 % off.
+
+    Parameters
+    ----------
+    info
+        The scene.
+    gsd_m
+        The model's ground sampling distance in metres.
+    force_gsd
+        Take pixels as they are, whatever their size.
+
+    Raises
+    ------
+    GsdError
+        If the scene is more than 8 times off.
+    """
+    own = info.grid
+    try:
+        off = [size / gsd_m for size in own.pixel_size_m]
+    except ProjError as error:
+        raise CrsError(f"{info.path} lies outside of where its coordinate reference system holds") from error
+    if not all(math.isfinite(ratio) and ratio > 0 for ratio in off):
+        raise CrsError(
+            f"{info.path} lies nowhere on the Earth by its georeferencing", "check its transform with gdalinfo"
+        )
+    worst = max(max(ratio, 1 / ratio) for ratio in off)
+    if worst > GSD_LIMIT and not force_gsd:
+        raise GsdError(
+            f"a pixel of {info.path} is {own.gsd_m:.3g} m wide; the model was made for {gsd_m:.3g} m",
+            "no resampling makes up for that: use another model, or take the pixels as they are with --force-gsd",
+        )
+    keeps_pixels = force_gsd or worst <= 1 + GSD_TOLERANCE
+    if own.crs.is_geographic:
+        return _local_grid(own, own.gsd_m if keeps_pixels else gsd_m)
+    return own if keeps_pixels else own.resampled((1 / off[0], 1 / off[1]))
+
+
+def _local_grid(own: Grid, gsd_m: float) -> Grid:
+    """Cover a grid in degrees with one in metres, its corner on a multiple of the pixel's side."""
+    rows, cols = own.shape
+    centre_lon, centre_lat = own.transform * (cols / 2, rows / 2)
+    if centre_lat > 84 or centre_lat < -80:
+        crs = CRS.from_epsg(5041 if centre_lat > 0 else 5042)
+    else:
+        zone = min(60, int((centre_lon + 180) % 360 // 6) + 1)
+        crs = CRS.from_epsg((32600 if centre_lat >= 0 else 32700) + zone)
+    # 21 points a side: edges of a lon/lat box bend in a projection, so corners alone do not bound it.
+    steps = np.linspace(0, 1, 21)
+    edge = [(u, v) for t in steps for u, v in ((t * cols, 0), (t * cols, rows), (0, t * rows), (cols, t * rows))]
+    lonlats = [own.transform * point for point in edge]
+    project = Transformer.from_crs(own.crs.to_wkt(), crs.to_wkt(), always_xy=True)
+    xs, ys = project.transform([x for x, _ in lonlats], [y for _, y in lonlats])
+    left, top = math.floor(min(xs) / gsd_m) * gsd_m, math.ceil(max(ys) / gsd_m) * gsd_m
+    shape = math.ceil((top - min(ys)) / gsd_m), math.ceil((max(xs) - left) / gsd_m)
+    return Grid(shape, Affine(gsd_m, 0, left, 0, -gsd_m, top), crs)
+
+
+class RasterScene:
+    """A `SceneReader` of any raster that GDAL reads, resampled on the fly where the grid is not the raster's own.
+
+    Each thread that reads opens the raster for itself, since GDAL's datasets are not safe to share.
+
+    Parameters
+    ----------
+    info
+        The raster.
+    bands
+        Band numbers from 1, in channel order.
+    grid
+        The grid to read on; see `working_grid`.
+    nodata_policy
+        ``all``: a pixel is invalid when all bands are nodata there; ``any``: when at least one is. NaN in any band is
+        invalid under both.
+    """
+
+    def __init__(
+        self, info: SceneInfo, bands: Sequence[int], grid: Grid, *, nodata_policy: NodataPolicy = "all"
+    ) -> None:
+        self.info = info
+        self.bands = list(bands)
+        self._grid = grid
+        self._combine = np.any if nodata_policy == "all" else np.all
+        self._local = threading.local()
+        self._opened: list[Any] = []
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that windows refer to."""
+        return self._grid
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window that lies within the grid."""
+        with rasterio.Env(**GDAL_OPTIONS):
+            try:
+                source = self._handle()
+                data = source.read(self.bands, window=window)
+                return Pixels(data, self._valid(source, data, window))
+            except RasterioError as error:
+                raise SceneError(
+                    f"{self.info.path} can't be read at rows {window.row_off} to {window.row_off + window.height}, "
+                    f"columns {window.col_off} to {window.col_off + window.width}: the file is damaged or out of reach",
+                    str(error.__cause__ or error),
+                ) from error
+
+    def _valid(self, source: Any, data: NDArray[Any], window: Window) -> NDArray[np.bool_]:
+        if self.info.validity == "none" and source is self._local.raster:
+            valid = np.ones(data.shape[1:], dtype=np.bool_)
+        else:
+            valid = self._combine(source.read_masks(self.bands, window=window) > 0, axis=0)
+        if self.info.is_float:
+            valid &= ~np.isnan(data).any(axis=0)
+        return valid
+
+    def _handle(self) -> Any:
+        """Give this thread's own dataset on the working grid."""
+        if not hasattr(self._local, "source"):
+            raster = rasterio.open(self.info.path)
+            self._local.raster = self._local.source = raster
+            self._opened.append(raster)
+            if self._grid != self.info.grid:
+                self._local.source = WarpedVRT(raster, **self._warp_options())
+                self._opened.append(self._local.source)
+        return self._local.source
+
+    def _warp_options(self) -> dict[str, Any]:
+        rows, cols = self._grid.shape
+        options: dict[str, Any] = {
+            "crs": self._grid.crs,
+            "src_crs": self.info.grid.crs,
+            "transform": self._grid.transform,
+            "height": rows,
+            "width": cols,
+            # GDAL widens the kernel when pixels grow, so that nothing aliases.
+            "resampling": Resampling.bilinear,
+        }
+        if self.info.validity == "none" and self.info.is_float:
+            options["src_nodata"] = math.nan
+        elif self.info.validity in ("none", "mask"):
+            # Without an alpha band the warper forgets the source's mask and fills what lies beyond it with 0.
+            options["add_alpha"] = True
+        return options
+
+    def close(self) -> None:
+        """Close every thread's dataset."""
+        while self._opened:
+            self._opened.pop().close()
+
+
+ValueRanges = tuple[tuple[float, float], ...]
+"""(low, high) of each band that is brought to 0-255."""
+
+
+def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, float] | None) -> ValueRanges:
+    """Decide once for a whole scene how its values are brought to 0-255.
+
+    8-bit scenes are taken as they are. Others use the model's range where the card has one, else the 2nd and 98th
+    percentiles of each band, read once from an overview.
+
+    Raises
+    ------
+    SceneError
+        If no pixel is valid.
+    """
+    if info.dtype == "uint8":
+        return ((0.0, 255.0),) * len(bands)
+    if given is not None:
+        return (given,) * len(bands)
+    shrink = max(1.0, max(info.grid.shape) / 1024)
+    shape = tuple(max(1, round(n / shrink)) for n in info.grid.shape)
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), rasterio.open(info.path) as source:
+            sample = source.read(list(bands), out_shape=(len(bands), *shape), masked=True)
+    except RasterioError as error:
+        raise SceneError(f"can't read {info.path}: the file is damaged or out of reach", str(error)) from error
+    ranges = []
+    for band in sample:
+        values = band.compressed()
+        values = values[np.isfinite(values)]
+        if values.size == 0:
+            raise SceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
+        low, high = (float(v) for v in np.percentile(values, (2, 98)))
+        ranges.append((low, high if high > low else low + 1.0))
+    return tuple(ranges)

@@ -1,0 +1,32 @@
+"""The loss that PSPNet is trained with."""
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from landseg.train.samples import IGNORED
+
+
+def pspnet_loss(logits: Tensor, auxiliary: Tensor, mask: Tensor, auxiliary_weight: float) -> Tensor:
+    """Cross-entropy of the main head plus that of the auxiliary head at a weight.
+
+    Zhao et al., "Pyramid Scene Parsing Network", section 3.3: deep supervision with weight 0.4.
+
+    Parameters
+    ----------
+    logits, auxiliary
+        (N, K, H, W) float.
+    mask
+        (N, H, W) int64, channel indices; `IGNORED` pixels take no part.
+    auxiliary_weight
+        Weight of the auxiliary head's loss.
+
+    Returns
+    -------
+    Tensor
+        Mean over the labelled pixels, scalar; 0 where nothing is labelled.
+    """
+    labelled = (mask != IGNORED).sum().clamp(min=1)
+    main = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
+    side = F.cross_entropy(auxiliary, mask, ignore_index=IGNORED, reduction="sum")
+    loss: Tensor = (main + auxiliary_weight * side) / labelled
+    return loss
