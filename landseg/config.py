@@ -135,7 +135,7 @@ def legend_of(classes: tuple[ClassConfig, ...]) -> Legend:
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
 
-def load_config(path: Path, kind: type[ConfigT], overrides: dict[str, Any] | None = None) -> ConfigT:
+def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     """Read a YAML file into a checked configuration.
 
     Parameters
@@ -144,8 +144,6 @@ def load_config(path: Path, kind: type[ConfigT], overrides: dict[str, Any] | Non
         The file.
     kind
         Which configuration it holds.
-    overrides
-        Values that come before the file's, as from the command line.
 
     Raises
     ------
@@ -167,9 +165,26 @@ def load_config(path: Path, kind: type[ConfigT], overrides: dict[str, Any] | Non
     if not isinstance(data, dict):
         raise ConfigError(f"{path} holds no keys", f"known keys: {', '.join(kind.model_fields)}")
     try:
-        return kind.model_validate(data | (overrides or {}))
+        return kind.model_validate(data)
     except ValidationError as error:
         raise _located(error, kind, path, root) from error
+
+
+def override(config: ConfigT, given: dict[str, Any]) -> ConfigT:
+    """Put values from the command line over a configuration's; None means that an option was not given.
+
+    Raises
+    ------
+    ConfigError
+        If a value does not make sense; the message names the option.
+    """
+    values = config.model_dump() | {key: value for key, value in given.items() if value is not None}
+    try:
+        return type(config).model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        option = "--" + str(fault["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{option} is {fault['input']!r:.60}: {_lowered(fault['msg'])}") from error
 
 
 def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.Node | None) -> ConfigError:
@@ -186,8 +201,13 @@ def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.
         return ConfigError(f"{place}: unknown key '{name}'", hint)
     if fault["type"] == "missing":
         return ConfigError(f"{place}: the key '{name}' is missing")
-    message = fault["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{place}: '{name}' is {fault['input']!r:.60}: {message[0].lower()}{message[1:]}")
+    return ConfigError(f"{place}: '{name}' is {fault['input']!r:.60}: {_lowered(fault['msg'])}")
+
+
+def _lowered(message: str) -> str:
+    """Fit pydantic's sentence into the middle of one of ours."""
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _position(node: yaml.Node | None, keys: tuple[int | str, ...]) -> tuple[int, int]:

@@ -15,7 +15,7 @@
     │   ├── DiskError              no room, or no permission to write
     │   └── MemoryLimitError       main or GPU memory
     ├── BatchError (5)             some scenes of a batch failed
-    └── InterruptedRun (130)       Ctrl-C or SIGTERM
+    └── RunInterruptedError (130)  Ctrl-C or SIGTERM
 
 The command line prints ``str(error)`` and leaves with ``error.exit_code``; nothing else decides exit codes.
 """
@@ -107,7 +107,7 @@ class BatchError(LandsegError):
     exit_code = 5
 
 
-class InterruptedRun(LandsegError):
+class RunInterruptedError(LandsegError):
     """The run was stopped by Ctrl-C or SIGTERM."""
 
     exit_code = 130

@@ -45,7 +45,7 @@ class Grid:
     def corners(self) -> tuple[tuple[float, float], ...]:
         """Upper left, upper right, lower right and lower left corner in CRS units."""
         rows, cols = self.shape
-        xys = [self.transform * corner for corner in ((0, 0), (cols, 0), (cols, rows), (0, rows))]
+        xys = [self.transform @ corner for corner in ((0, 0), (cols, 0), (cols, rows), (0, rows))]
         return tuple((float(x), float(y)) for x, y in xys)
 
     @cached_property
@@ -67,7 +67,7 @@ class Grid:
         """Height and width of the central pixel in metres on the ellipsoid."""
         row, col = self.shape[0] / 2, self.shape[1] / 2
         to_lonlat = Transformer.from_crs(self.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
-        xys = [self.transform * p for p in ((col, row - 0.5), (col, row + 0.5), (col - 0.5, row), (col + 0.5, row))]
+        xys = [self.transform @ p for p in ((col, row - 0.5), (col, row + 0.5), (col - 0.5, row), (col + 0.5, row))]
         lons, lats = to_lonlat.transform([x for x, _ in xys], [y for _, y in xys])
         _, _, metres = WGS84.inv(lons[0::2], lats[0::2], lons[1::2], lats[1::2])
         return float(metres[0]), float(metres[1])
@@ -80,9 +80,9 @@ class Grid:
     def window_transform(self, window: Window) -> Affine:
         """Give the transform of the part of the grid within a window.
 
-        Law: ``grid.window_transform(w) * (0, 0) == grid.transform * (w.col_off, w.row_off)``.
+        Law: ``grid.window_transform(w) @ (0, 0) == grid.transform @ (w.col_off, w.row_off)``.
         """
-        return self.transform * Affine.translation(window.col_off, window.row_off)
+        return self.transform @ Affine.translation(window.col_off, window.row_off)
 
     def resampled(self, factors: tuple[float, float]) -> "Grid":
         """Give the grid over the same ground whose pixels are ``factors`` (rows, cols) times as large.
@@ -90,7 +90,7 @@ class Grid:
         The last row and column may reach beyond this grid by less than a pixel, so that nothing is cut off.
         """
         shape = tuple(max(1, math.ceil(n / f - 1e-6)) for n, f in zip(self.shape, factors, strict=True))
-        return Grid((shape[0], shape[1]), self.transform * Affine.scale(factors[1], factors[0]), self.crs)
+        return Grid((shape[0], shape[1]), self.transform @ Affine.scale(factors[1], factors[0]), self.crs)
 
 
 @dataclass(frozen=True, slots=True)

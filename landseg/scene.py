@@ -2,6 +2,7 @@
 
 import math
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pyproj import Transformer
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
-from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.errors import CRSError, NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
@@ -23,6 +24,12 @@ from landseg.errors import BandError, CrsError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid
 
 NodataPolicy = Literal["all", "any"]
+
+# Where a raster has both, GDAL lets the declared nodata value decide and not the alpha band; so does landseg. The warning
+# would come once per chip.
+warnings.filterwarnings("ignore", category=NodataShadowWarning)
+# `describe_scene` says it in an error of its own.
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 GSD_TOLERANCE = 0.1
 """Share by which a pixel's side may differ from the model's before the scene is resampled."""
@@ -177,7 +184,7 @@ def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
             )
         try:
             crs = CRS.from_user_input(assume_crs)
-        except CRSError as error:
+        except (CRSError, ValueError) as error:
             raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
     try:
         Transformer.from_crs(crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
@@ -298,7 +305,7 @@ def working_grid(info: SceneInfo, gsd_m: float, *, force_gsd: bool = False) -> G
 def _local_grid(own: Grid, gsd_m: float) -> Grid:
     """Cover a grid in degrees with one in metres, its corner on a multiple of the pixel's side."""
     rows, cols = own.shape
-    centre_lon, centre_lat = own.transform * (cols / 2, rows / 2)
+    centre_lon, centre_lat = own.transform @ (cols / 2, rows / 2)
     if centre_lat > 84 or centre_lat < -80:
         crs = CRS.from_epsg(5041 if centre_lat > 0 else 5042)
     else:
@@ -307,7 +314,7 @@ def _local_grid(own: Grid, gsd_m: float) -> Grid:
     # 21 points a side: edges of a lon/lat box bend in a projection, so corners alone do not bound it.
     steps = np.linspace(0, 1, 21)
     edge = [(u, v) for t in steps for u, v in ((t * cols, 0), (t * cols, rows), (0, t * rows), (cols, t * rows))]
-    lonlats = [own.transform * point for point in edge]
+    lonlats = [own.transform @ point for point in edge]
     project = Transformer.from_crs(own.crs.to_wkt(), crs.to_wkt(), always_xy=True)
     xs, ys = project.transform([x for x, _ in lonlats], [y for _, y in lonlats])
     left, top = math.floor(min(xs) / gsd_m) * gsd_m, math.ceil(max(ys) / gsd_m) * gsd_m

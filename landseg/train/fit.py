@@ -1,10 +1,10 @@
-"""Training: from a `TrainConfig`'s values to a model bundle, run by Lightning, resumable after an interruption."""
+"""The training loop, run by Lightning, resumable after an interruption."""
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -15,12 +15,11 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import stack_samples
 from torchgeo.samplers import RandomGeoSampler
 
-from landseg.config import TrainConfig, legend_of
-from landseg.errors import TrainingDataError
-from landseg.model.bundle import Bundle, Card, write_bundle
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.losses import pspnet_loss
-from landseg.train.samples import LabelCodes, Pair, band_statistics, class_frequencies, open_pairs
+from landseg.train.samples import LabelCodes, Pair, open_pairs
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,86 +146,40 @@ class Chips(lightning.LightningDataModule):
         )
 
 
-def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
-    """Train a network and write its bundle to ``config.out / config.name``.
+def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, quiet: bool) -> PSPNet:
+    """Run a training to its last step, from its last checkpoint where there is one.
 
-    An interrupted training goes on from its last checkpoint when it is called again with the same configuration.
+    Parameters
+    ----------
+    training
+        Network, loss and schedule.
+    data
+        The chips; an epoch of theirs ends with a checkpoint.
+    folder
+        Gets checkpoints and a log of the loss as CSV.
+    precision
+        Lightning's name of the arithmetic.
+    quiet
+        Whether to show no progress bar.
 
-    Raises
-    ------
-    TrainingDataError
-        If scenes and labels can't be trained on: unreadable, apart from each other, or a class without pixels.
+    Returns
+    -------
+    PSPNet
+        The trained network.
     """
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING if quiet else logging.INFO)
-    legend = legend_of(config.legend)
-    pairs = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.training]
-    codes = LabelCodes(config.data.label_values, legend.names)
-    options = config.optimisation
-    data = Chips(
-        pairs,
-        codes,
-        config.gsd_m,
-        chip_px=config.chip_px,
-        batch=options.batch,
-        batches=min(options.checkpoint_every, options.steps),
-        workers=options.loader_workers,
-        seed=options.seed,
-    )
-    shares = class_frequencies(pairs, codes, len(legend))
-    absent = [name for name, share in zip(legend.names, shares, strict=True) if share == 0]
-    if absent:
-        raise TrainingDataError(f"class '{absent[0]}' has no pixel in the training labels")
-    mean, std = band_statistics(pairs)
-    architecture = Architecture(
-        backbone=config.architecture.backbone,
-        in_channels=len(config.bands),
-        classes=len(legend),
-        output_stride=config.architecture.output_stride,
-        bins=config.architecture.bins,
-    )
-    schedule = Schedule(
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warm_up_steps=options.warm_up_steps,
-        auxiliary_weight=options.auxiliary_weight,
-    )
-    lightning.seed_everything(options.seed, verbose=False)
-    training = Training(architecture, mean, std, schedule)
-    checkpoints = config.out / "checkpoints"
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    last = folder / "checkpoints" / "last.ckpt"
     trainer = lightning.Trainer(
-        max_steps=options.steps,
-        precision=options.precision,
-        default_root_dir=config.out,
-        callbacks=[ModelCheckpoint(checkpoints, save_last=True, save_top_k=0, every_n_epochs=1)],
-        logger=CSVLogger(config.out, name="log", version=""),
-        log_every_n_steps=10,
+        max_steps=training.schedule.steps,
+        precision=precision,
+        default_root_dir=folder,
+        callbacks=[ModelCheckpoint(last.parent, last.stem, every_n_epochs=1, enable_version_counter=False)],
+        logger=CSVLogger(folder, name="log", version=""),
+        log_every_n_steps=min(10, data.batches),
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
         enable_progress_bar=not quiet,
     )
-    last = checkpoints / "last.ckpt"
     trainer.fit(training, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
-    card = Card(
-        name=config.name,
-        title=config.card.title,
-        description=config.card.description,
-        licence=config.card.licence,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        architecture=architecture,
-        bands=config.bands,
-        gsd_m=config.gsd_m,
-        chip_px=config.chip_px,
-        mean=mean,
-        std=std,
-        legend=legend,
-        training={
-            "data": config.card.training_data,
-            "scenes": [str(p.scene) for p in config.data.training],
-            "class_shares": {n: round(float(s), 4) for n, s in zip(legend.names, shares, strict=True)},
-            "optimisation": options.model_dump(mode="json", exclude={"loader_workers", "checkpoint_every"}),
-        },
-        limits=config.card.limits,
-    )
-    return write_bundle(config.out / config.name, card, training.network)
+    return training.network

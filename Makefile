@@ -1,0 +1,35 @@
+# Two commands for people: `make demo` and `make test`. Each sets up .venv by itself; all it needs is Python 3.11 or later.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := data_catalog/scenes/dubai-tile2/dubai_tile2.tif
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/installed
+	mkdir -p out
+	$(BIN)/landseg run $(DEMO) --out out/landuse.gpkg --picture --overwrite
+
+test: $(VENV)/installed-test check
+	$(BIN)/pytest
+
+check: $(VENV)/installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) out

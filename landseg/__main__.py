@@ -1,0 +1,5 @@
+"""``python -m landseg`` is ``landseg``."""
+
+from landseg.cli import main
+
+main()

@@ -1,0 +1,243 @@
+"""The command line: options to a configuration, a configuration to a run. Heavy imports wait inside the commands."""
+
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal, NoReturn
+
+import typer
+
+from landseg import __version__
+from landseg.errors import LandsegError, RunInterruptedError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="--debug after any command shows the traceback of an error.",
+)
+models = typer.Typer(help="The models at hand.", no_args_is_help=True)
+app.add_typer(models, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
+Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a bundle's folder")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"landseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    """Land-use maps from satellite and aerial GeoTIFFs by PSPNet."""
+
+
+@app.command()
+def run(
+    scene: Annotated[str, typer.Argument(help="raster to map: a path, or a URL (https://, s3://)")],
+    out: Annotated[Path, typer.Option(help="GeoPackage to write; .tif and .json stand beside it")],
+    model: Model = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")] = None,
+    bands: Annotated[str | None, typer.Option(help="band numbers in the model's order, such as 3,2,1")] = None,
+    overlap: Annotated[float | None, typer.Option(help="part of a chip that neighbours share; 0.25")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the network runs; auto")] = None,
+    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="what it computes in; auto")] = None,
+    batch: Annotated[int | None, typer.Option(help="chips per forward pass; by device")] = None,
+    nodata_policy: Annotated[
+        Literal["all", "any"] | None, typer.Option(help="a pixel is invalid when all, or any, bands are nodata; all")
+    ] = None,
+    force_gsd: Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")] = None,
+    assume_crs: Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")] = None,
+    picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
+    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace existing outputs")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Map the land use of a scene."""
+    from landseg import terminal
+    from landseg.config import RunConfig, load_config, override
+    from landseg.run import build_plan, check, execute, projected_seconds
+
+    given = {
+        "model": model,
+        "bands": None if bands is None else _band_numbers(bands),
+        "overlap": overlap,
+        "device": device,
+        "precision": precision,
+        "batch": batch,
+        "nodata_policy": nodata_policy,
+        "force_gsd": force_gsd,
+        "assume_crs": assume_crs,
+        "picture": picture,
+        "overwrite": overwrite,
+    }
+    plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
+    check(plan)
+    if dry_run:
+        seconds = projected_seconds(plan)
+        if as_json:
+            typer.echo(json.dumps(plan.summary() | {"seconds": round(seconds, 1)}, indent=2))
+        else:
+            terminal.print_plan(plan.summary(), seconds)
+        return
+    with terminal.show_progress(quiet) as on_progress:
+        result = execute(plan, on_progress)
+    if as_json:
+        typer.echo(json.dumps(result.summary(), indent=2))
+    else:
+        terminal.print_areas(result.areas)
+        for path in result.outputs.all:
+            typer.echo(path)
+
+
+def _band_numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(
+            f"--bands {text} is not a list of numbers", "give band numbers from 1: --bands 3,2,1"
+        ) from error
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/train/dubai.yaml")],
+    data_root: Annotated[Path | None, typer.Option(help="folder of the imagery, instead of the file's")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model on scenes and labels; an interrupted training goes on where it stopped."""
+    from landseg.config import TrainConfig, load_config
+
+    _need_training_packages()
+    from landseg.train import job
+
+    plan = load_config(config, TrainConfig)
+    if data_root is not None:
+        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"root": data_root})})
+    typer.echo(job.train(plan, quiet=quiet).folder)
+
+
+def _need_training_packages() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("lightning", "torchgeo", "torchmetrics") if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"training needs {missing[0]}, which is not installed", "pip install 'landseg[train]'")
+
+
+@app.command()
+def evaluate(
+    scene: Annotated[str, typer.Option(help="raster to map: a path, or a URL")],
+    labels: Annotated[Path, typer.Option(help="raster of reference classes on the same ground")],
+    model: Model = None,
+    label_values: Annotated[
+        str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a model's map of a scene with reference labels."""
+    _need_training_packages()
+    from landseg import terminal
+    from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+    from landseg.train import job
+
+    name = model or DEFAULT_MODEL
+    legend = read_bundle(name).card.legend
+    values = None if label_values is None else _label_values(label_values, legend.names)
+    with terminal.show_progress(quiet) as on_progress:
+        scores = job.evaluate(name, scene, labels, values, on_progress=on_progress).to_dict(legend)
+    if as_json:
+        typer.echo(json.dumps(scores, indent=2))
+    else:
+        terminal.print_scores(scores)
+
+
+def _label_values(text: str, names: tuple[str, ...]) -> dict[int, str]:
+    values = {}
+    for part in text.split(","):
+        value, _, name = part.partition("=")
+        if not value.strip().isdecimal() or int(value) > 255:
+            raise UsageError(f"--label-values: '{part}' is not of the form value=class, with a value of 0 to 255")
+        if name.strip() not in names:
+            raise UsageError(f"--label-values: the model has no class '{name}'", f"its classes: {', '.join(names)}")
+        values[int(value)] = name.strip()
+    return values
+
+
+@models.command("list")
+def list_models(as_json: Json = False) -> None:
+    """Name the models that come with landseg."""
+    from landseg.model.bundle import read_bundle, shipped_models
+
+    cards = [read_bundle(name).card for name in shipped_models()]
+    if as_json:
+        typer.echo(json.dumps([{"name": card.name, "title": card.title} for card in cards], indent=2))
+    else:
+        for card in cards:
+            typer.echo(f"{card.name}  {card.title}")
+
+
+@models.command("show")
+def show_model(model: Annotated[str, typer.Argument(help="name or folder")], as_json: Json = False) -> None:
+    """Print a model's card."""
+    from landseg import terminal
+    from landseg.model.bundle import CARD_FILE, read_bundle
+
+    bundle = read_bundle(model)
+    if as_json:
+        typer.echo((bundle.folder / CARD_FILE).read_text(encoding="utf-8"), nl=False)
+    else:
+        terminal.print_card(bundle.card)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Tell what this machine has: versions, GPU, memory, GDAL drivers."""
+    from landseg import terminal
+    from landseg.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps(findings, indent=2))
+    else:
+        terminal.print_pairs(findings)
+
+
+def _stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Run the command line and leave with the exit code that `landseg.errors` gives."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    signal.signal(signal.SIGTERM, _stop)
+    logging.basicConfig(format="landseg: %(message)s", level=logging.WARNING)
+    try:
+        app(arguments)
+    except LandsegError as error:
+        _fail(error, debug)
+    except SystemExit as leaving:
+        if leaving.code == RunInterruptedError.exit_code:
+            _fail(RunInterruptedError("stopped; nothing was written"), debug)
+        raise
+
+
+def _fail(error: LandsegError, debug: bool) -> NoReturn:
+    if debug:
+        raise error
+    typer.echo(f"landseg: {error}", err=True)
+    sys.exit(error.exit_code)

@@ -1,0 +1,43 @@
+"""What the machine has that a run depends on."""
+
+import os
+import platform
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+
+import rasterio
+import torch
+from rasterio.drivers import raster_driver_extensions
+
+from landseg import __version__
+from landseg.predict import choose_device, choose_precision
+
+PACKAGES = ("torch", "rasterio", "shapely", "geopandas", "pyogrio", "numpy", "torchgeo", "lightning", "torchmetrics")
+
+
+def examine() -> dict[str, str]:
+    """Gather versions, processors, memory, disk and drivers, each as a line of text."""
+    device = choose_device("auto")
+    gpus = [
+        f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 1e9:.0f} GB"
+        for i in range(torch.cuda.device_count())
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    return {
+        "landseg": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        **{name: _version(name) for name in PACKAGES},
+        "gdal": f"{rasterio.__gdal_version__}, reads {', '.join(sorted(set(raster_driver_extensions().values())))}",
+        "processors": f"{os.cpu_count()}, {torch.backends.cpu.get_cpu_capability()}",
+        "memory": f"{memory / 1e9:.1f} GB",
+        "disk here": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free",
+        "gpu": "; ".join(gpus) or "none that torch can use",
+        "runs on": f"{device}, {str(choose_precision('auto', device)).removeprefix('torch.')}",
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed (needed for training alone: pip install 'landseg[train]')"

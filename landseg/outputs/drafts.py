@@ -1,0 +1,129 @@
+"""Outputs that appear complete or not at all.
+
+Products are drafted in ``<out>.landseg/``, beside their final places so that renaming them is atomic, and renamed when
+all are done. A lock beside that folder keeps a second run from the same output.
+"""
+
+import errno
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from filelock import FileLock, Timeout
+
+from landseg.errors import DiskError, OutputExistsError, ResourceError, UsageError
+
+
+class Drafts:
+    """The work folder of one run; a context manager that leaves nothing behind but finished products.
+
+    Parameters
+    ----------
+    main
+        Final path of the run's main product; the work folder is named after it.
+    """
+
+    def __init__(self, main: Path) -> None:
+        self.main = main
+        self.folder = main.with_name(main.name + ".landseg")
+        self._lock = FileLock(main.with_name(f".{main.name}.lock"))
+        self._owner = main.with_name(f".{main.name}.owner")
+
+    def __enter__(self) -> Self:
+        with writing(self.folder):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout as error:
+                raise ResourceError(
+                    f"{self.main} is being written by {self._read_owner()}", "wait for it, or choose another --out"
+                ) from error
+            try:
+                self._owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+                # What a killed run left: its lock went with it.
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self.folder.mkdir()
+            except OSError:
+                self._clear()
+                raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._owner.unlink(missing_ok=True)
+        self._lock.release()
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+
+    def _read_owner(self) -> str:
+        try:
+            return self._owner.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return "another process"
+
+    def path(self, final: Path) -> Path:
+        """Give the place where a product is drafted."""
+        return self.folder / final.name
+
+    def publish(self, finals: Sequence[Path]) -> None:
+        """Move drafts to their final places, in the order given; the last one to appear is the last named."""
+        for final in finals:
+            with writing(final):
+                self.path(final).replace(final)
+
+
+def check_writable(main: Path, products: Sequence[Path], *, overwrite: bool) -> None:
+    """Refuse, before anything is computed, what could not be written at the end.
+
+    Raises
+    ------
+    UsageError
+        If the folder is missing or a product's place is taken by a folder.
+    OutputExistsError
+        If a product exists and ``overwrite`` is False.
+    DiskError
+        If the folder can't be written to.
+    """
+    folder = main.parent
+    if not folder.is_dir():
+        raise UsageError(f"the output folder {folder} does not exist", f"make it first: mkdir -p {folder}")
+    for product in products:
+        if product.is_dir():
+            raise UsageError(f"the output {product} is a folder", "give a file name")
+        if product.exists() and not overwrite:
+            raise OutputExistsError(f"{product} exists already", "replace it with --overwrite, or choose another --out")
+    with writing(folder):
+        probe = folder / f".landseg-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+
+
+def check_space(folder: Path, needed_bytes: int) -> None:
+    """Raise `DiskError` where a file system has less room than is needed."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise DiskError(
+            f"the disk of {folder} has {free / 1e9:.2f} GB free; up to {needed_bytes / 1e9:.2f} GB are needed",
+            "make room, or choose another --out",
+        )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write at a path into `DiskError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskError(f"the disk is full: can't write {path}", "make room and run it again") from error
+        raise DiskError(
+            f"can't write {path}: {error.strerror or error}", "choose another --out, or ask for write permission"
+        ) from error

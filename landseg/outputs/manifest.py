@@ -1,0 +1,106 @@
+"""The manifest: a STAC Item that says what a map was made from, how, and what it holds."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pystac
+
+from landseg.grid import Grid
+from landseg.legend import Legend
+from landseg.outputs import ClassArea
+from landseg.outputs.drafts import writing
+
+CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
+FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
+PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+
+MEDIA_TYPES: Mapping[str, str] = {
+    ".gpkg": pystac.MediaType.GEOPACKAGE,
+    ".tif": pystac.MediaType.COG,
+    ".xml": pystac.MediaType.XML,
+    ".png": pystac.MediaType.PNG,
+}
+
+
+def write_manifest(
+    path: Path,
+    *,
+    grid: Grid,
+    legend: Legend,
+    areas: Sequence[ClassArea],
+    products: Mapping[str, Path],
+    source: str,
+    versions: Mapping[str, str],
+    properties: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write a STAC Item for a finished map.
+
+    Parameters
+    ----------
+    path
+        Where to write; the file's stem is the item's id.
+    grid
+        The map's grid.
+    legend, areas
+        The classes and what they cover.
+    products
+        Asset key -> file, drafted beside ``path``, which is where they will stay.
+    source
+        The scene's path or URL.
+    versions
+        Software name -> version.
+    properties
+        What else to record, under ``landseg:`` keys.
+
+    Returns
+    -------
+    dict
+        The item.
+    """
+    now = datetime.now(UTC)
+    corners = [[round(lon, 7), round(lat, 7)] for lon, lat in grid.lonlat_corners]
+    lons, lats = zip(*corners, strict=True)
+    item = pystac.Item(
+        id=path.stem,
+        geometry={"type": "Polygon", "coordinates": [[*corners, corners[0]]]},
+        bbox=[min(lons), min(lats), max(lons), max(lats)],
+        datetime=now,
+        properties={
+            "title": f"Land use of {Path(source).stem}",
+            "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "gsd": round(grid.gsd_m, 4),
+            "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
+            "proj:shape": list(grid.shape),
+            "proj:transform": list(grid.transform),
+            "processing:software": dict(versions),
+            "landseg:areas": [asdict(area) for area in areas],
+            **properties,
+        },
+        stac_extensions=[CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROCESSING_SCHEMA, PROJECTION_SCHEMA],
+    )
+    if not grid.crs.is_epsg_code:
+        item.properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
+    classes = [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
+    for key, product in products.items():
+        with product.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": "1220" + digest}
+        if product.suffix == ".tif":
+            extra["bands"] = [{"name": "land use", "classification:classes": classes}, {"name": "confidence"}]
+        item.add_asset(
+            key,
+            pystac.Asset(
+                href=f"./{product.name}", media_type=MEDIA_TYPES[product.suffix], roles=["data"], extra_fields=extra
+            ),
+        )
+    item.add_link(pystac.Link(rel=pystac.RelType.DERIVED_FROM, target=source))
+    content: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
+    with writing(path):
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return content

@@ -1,0 +1,128 @@
+"""How a map looks when it is opened: styles for QGIS (QML), for map servers (SLD) and for GDAL (PAM)."""
+
+from xml.etree import ElementTree as ET
+
+from landseg.legend import NODATA, LandClass, Legend
+
+ALIASES = {
+    "class_id": "Class id",
+    "class_name": "Class",
+    "area_m2": "Area (m²)",
+    "confidence": "Mean confidence (%)",
+    "perimeter_m": "Perimeter (m)",
+}
+"""Field names as people read them."""
+
+# Outlines are a shade darker than the fill: they hide the seams that antialiasing leaves between neighbours,
+# and stay quiet where a large map has many small faces.
+OUTLINE_SHADE = 0.88
+OUTLINE_MM = 0.1
+OUTLINE_PX = 0.4
+
+SLD = "http://www.opengis.net/sld"
+OGC = "http://www.opengis.net/ogc"
+ET.register_namespace("sld", SLD)
+ET.register_namespace("ogc", OGC)
+
+
+def qml(legend: Legend) -> str:
+    """Write a style for QGIS 3.22 and later: polygons coloured by ``class_id``, fields under readable names."""
+    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology|Fields")
+    renderer = ET.SubElement(
+        root,
+        "renderer-v2",
+        type="categorizedSymbol",
+        attr="class_id",
+        symbollevels="0",
+        enableorderby="0",
+        forceraster="0",
+    )
+    categories, symbols = ET.SubElement(renderer, "categories"), ET.SubElement(renderer, "symbols")
+    for index, c in enumerate(legend):
+        category = {"value": str(c.class_id), "type": "long", "label": c.name, "symbol": str(index), "render": "true"}
+        ET.SubElement(categories, "category", category)
+        symbol = ET.SubElement(symbols, "symbol", type="fill", name=str(index), alpha="1", clip_to_extent="1")
+        layer = ET.SubElement(symbol, "layer", {"class": "SimpleFill", "enabled": "1", "locked": "0", "pass": "0"})
+        options = ET.SubElement(layer, "Option", type="Map")
+        for name, value in _simple_fill(c).items():
+            ET.SubElement(options, "Option", name=name, value=value, type="QString")
+    aliases = ET.SubElement(root, "aliases")
+    for index, (field, alias) in enumerate(ALIASES.items()):
+        ET.SubElement(aliases, "alias", index=str(index), field=field, name=alias)
+    ET.SubElement(root, "layerGeometryType").text = "2"
+    return _text(root)
+
+
+def _simple_fill(c: LandClass) -> dict[str, str]:
+    """Properties of a QGIS symbol layer; colours are red, green, blue, alpha."""
+    return {
+        "color": ",".join(map(str, (*c.rgb, 255))),
+        "style": "solid",
+        "outline_color": ",".join(map(str, (*_outline(c), 255))),
+        "outline_style": "solid",
+        "outline_width": str(OUTLINE_MM),
+        "outline_width_unit": "MM",
+        "joinstyle": "bevel",
+    }
+
+
+def sld(legend: Legend) -> str:
+    """Write the same look as an OGC Styled Layer Descriptor 1.0, for GeoServer and others."""
+    root = ET.Element(f"{{{SLD}}}StyledLayerDescriptor", version="1.0.0")
+    layer = ET.SubElement(root, f"{{{SLD}}}NamedLayer")
+    ET.SubElement(layer, f"{{{SLD}}}Name").text = "landuse"
+    style = ET.SubElement(layer, f"{{{SLD}}}UserStyle")
+    ET.SubElement(style, f"{{{SLD}}}Name").text = "landuse"
+    rules = ET.SubElement(style, f"{{{SLD}}}FeatureTypeStyle")
+    for c in legend:
+        rule = ET.SubElement(rules, f"{{{SLD}}}Rule")
+        ET.SubElement(rule, f"{{{SLD}}}Name").text = c.name
+        ET.SubElement(rule, f"{{{SLD}}}Title").text = c.name
+        equal = ET.SubElement(ET.SubElement(rule, f"{{{OGC}}}Filter"), f"{{{OGC}}}PropertyIsEqualTo")
+        ET.SubElement(equal, f"{{{OGC}}}PropertyName").text = "class_id"
+        ET.SubElement(equal, f"{{{OGC}}}Literal").text = str(c.class_id)
+        symbolizer = ET.SubElement(rule, f"{{{SLD}}}PolygonSymbolizer")
+        fill = ET.SubElement(symbolizer, f"{{{SLD}}}Fill")
+        _css(fill, "fill", c.colour)
+        stroke = ET.SubElement(symbolizer, f"{{{SLD}}}Stroke")
+        _css(stroke, "stroke", "#{:02x}{:02x}{:02x}".format(*_outline(c)))
+        _css(stroke, "stroke-width", str(OUTLINE_PX))
+        _css(stroke, "stroke-linejoin", "bevel")
+    return _text(root)
+
+
+def _css(parent: ET.Element, name: str, value: str) -> None:
+    ET.SubElement(parent, f"{{{SLD}}}CssParameter", name=name).text = value
+
+
+def pam(legend: Legend) -> str:
+    """Write what GDAL reads from ``<raster>.aux.xml``: class names and colours of band 1, the meaning of band 2.
+
+    A TIFF of two bands can't hold a colour table, and no TIFF can hold names. Labels that are no class have an empty
+    name and no colour.
+    """
+    root = ET.Element("PAMDataset")
+    labels = ET.SubElement(root, "PAMRasterBand", band="1")
+    ET.SubElement(labels, "Description").text = "class_id"
+    ET.SubElement(labels, "ColorInterp").text = "Palette"
+    names, colours = ET.SubElement(labels, "CategoryNames"), ET.SubElement(labels, "ColorTable")
+    classes = {c.class_id: c for c in legend}
+    for label in range(max(classes) + 1):
+        c = classes.get(label)
+        ET.SubElement(names, "Category").text = "nodata" if label == NODATA else c.name if c else None
+        rgba = (*c.rgb, 255) if c else (0, 0, 0, 0)
+        ET.SubElement(colours, "Entry", {f"c{i}": str(value) for i, value in enumerate(rgba, start=1)})
+    confidence = ET.SubElement(root, "PAMRasterBand", band="2")
+    ET.SubElement(confidence, "Description").text = "confidence"
+    ET.SubElement(confidence, "UnitType").text = "%"
+    return _text(root)
+
+
+def _outline(c: LandClass) -> tuple[int, int, int]:
+    red, green, blue = (round(OUTLINE_SHADE * value) for value in c.rgb)
+    return red, green, blue
+
+
+def _text(root: ET.Element) -> str:
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode") + "\n"

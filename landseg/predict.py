@@ -1,0 +1,121 @@
+"""Prediction: a batch of chips to class probabilities, on the device and at the precision that suit the machine."""
+
+import logging
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from landseg.errors import BundleError, MemoryLimitError, ResourceError
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(name: DeviceName) -> torch.device:
+    """Find the device to run on.
+
+    Raises
+    ------
+    ResourceError
+        If a GPU was asked for and there is none that torch can use.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ResourceError(
+            "there is no GPU that this torch can use",
+            "leave out --device cuda to run on the CPU; 'landseg doctor' tells what torch sees",
+        )
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def choose_precision(name: Precision, device: torch.device) -> torch.dtype:
+    """Find the type to compute in: bf16 where the hardware multiplies it faster than fp32."""
+    if name != "auto":
+        return torch.bfloat16 if name == "bf16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+class Predictor:
+    """A network made ready for a device; call it with batches.
+
+    Parameters
+    ----------
+    network
+        Maps (N, C, S, S) float32 to logits (N, K, S, S).
+    device
+        Where it runs.
+    dtype
+        What it computes in, ``torch.float32`` or ``torch.bfloat16``.
+    """
+
+    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+        self.network = network.eval().to(device).to(memory_format=torch.channels_last)
+        self.device = device
+        self.dtype = dtype
+        self._limit: int | None = None
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Compute probabilities.
+
+        Where memory runs out the batch is halved, for this call and those that follow.
+
+        Parameters
+        ----------
+        pixels
+            (N, C, S, S) float32, normalised.
+
+        Returns
+        -------
+        Tensor
+            (N, K, S, S) float32 on the device; sums to 1 over K.
+
+        Raises
+        ------
+        MemoryLimitError
+            If memory does not suffice for a single chip.
+        BundleError
+            If the network answers with NaN or infinity.
+        """
+        while True:
+            part = min(len(pixels), self._limit or len(pixels))
+            try:
+                return torch.cat([self._forward(some) for some in torch.split(pixels, part)])
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            self._back_off(part)
+
+    def _forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(x)
+        probabilities = torch.softmax(logits.float(), dim=1)
+        if not torch.isfinite(probabilities).all():
+            raise BundleError(
+                "the network's answer is not a number", "its weights are damaged, or bf16 is too coarse for them"
+            )
+        return probabilities
+
+    def _back_off(self, failed: int) -> None:
+        if failed == 1:
+            raise MemoryLimitError(
+                f"memory on {self.device} does not suffice for a single chip",
+                "close other programs, or use --device cpu",
+            )
+        self._limit = failed // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        log.warning("memory on %s does not suffice for %d chips; going on with %d", self.device, failed, self._limit)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    # torch has a type for GPU memory alone; the CPU's allocator says it in words.
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

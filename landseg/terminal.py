@@ -1,0 +1,203 @@
+"""What a person sees in a terminal: progress on stderr, tables and errors in words."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from landseg.model.bundle import Card
+    from landseg.outputs import ClassArea
+    from landseg.run import Progress, ProgressCallback
+
+STAGES = {
+    "map": "mapping",
+    "raster": "writing the raster",
+    "polygons": "drawing polygons",
+    "outputs": "writing the outputs",
+}
+LINE_EVERY_S = 5.0
+"""Seconds between plain progress lines, as read in a job's log."""
+
+
+@contextmanager
+def show_progress(quiet: bool) -> "Iterator[ProgressCallback]":
+    """Show a run's progress on stderr: a bar on a terminal, plain lines otherwise, nothing when quiet."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _BarDisplay() as display:
+            yield display.update
+    else:
+        yield _LineDisplay().update
+
+
+class _Rates:
+    """Chips/s, Mpx/s and time left since the first update of the stage ``map``."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def text(self, progress: "Progress") -> str:
+        elapsed = max(time.monotonic() - self._start, 1e-6)
+        if not progress.done:
+            return ""
+        left = elapsed * (progress.total - progress.done) / progress.done
+        return (
+            f"{progress.chips / elapsed:.1f} chips/s, {progress.done / elapsed / 1e6:.2f} Mpx/s, {duration(left)} left"
+        )
+
+
+class _LineDisplay:
+    def __init__(self) -> None:
+        self._rates = _Rates()
+        self._stage = ""
+        self._last = time.monotonic()
+
+    def update(self, progress: "Progress") -> None:
+        now = time.monotonic()
+        if progress.stage != self._stage:
+            self._say(STAGES[progress.stage])
+            self._rates = _Rates() if progress.stage == "map" else self._rates
+        elif now - self._last < LINE_EVERY_S or progress.done == progress.total:
+            return
+        else:
+            self._say(
+                f"{STAGES[progress.stage]}: {100 * progress.done // progress.total} %, {self._rates.text(progress)}"
+            )
+        self._stage, self._last = progress.stage, now
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(f"landseg: {text}", file=sys.stderr, flush=True)
+
+
+class _BarDisplay:
+    def __init__(self) -> None:
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[rates]}"),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        self._rates = _Rates()
+
+    def __enter__(self) -> "_BarDisplay":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def update(self, progress: "Progress") -> None:
+        if self._task is None:
+            self._rates = _Rates()
+            self._task = self._bar.add_task("", rates="")
+        is_map = progress.stage == "map"
+        self._bar.update(
+            self._task,
+            description=STAGES[progress.stage],
+            completed=progress.done if is_map else None,
+            total=progress.total if is_map else None,
+            rates=self._rates.text(progress) if is_map else "",
+        )
+
+
+def print_areas(areas: "Sequence[ClassArea]") -> None:
+    """Print the class table on stdout."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("class")
+    for heading in ("area (ha)", "share", "polygons", "confidence"):
+        table.add_column(heading, justify="right")
+    for area in areas:
+        table.add_row(
+            area.class_name,
+            f"{area.area_m2 / 1e4:,.1f}",
+            f"{area.share:.1%}",
+            f"{area.polygons:,}",
+            "" if area.confidence is None else f"{area.confidence:.0f} %",
+        )
+    Console(highlight=False).print(table)
+
+
+def print_scores(scores: Mapping[str, Any]) -> None:
+    """Print what an evaluation found on stdout: accuracy by class and the confusion matrix in percent of each row."""
+    names = list(scores["iou"])
+    table = Table(box=None, pad_edge=False)
+    for heading in ("class", "IoU", "F1", *names):
+        table.add_column(heading, justify="left" if heading == "class" else "right")
+    for name, row in zip(names, scores["confusion"], strict=True):
+        shares = [f"{n / sum(row):.0%}" if sum(row) else "" for n in row]
+        figures = ["" if value is None else f"{value:.3f}" for value in (scores["iou"][name], scores["f1"][name])]
+        table.add_row(name, *figures, *shares)
+    Console(highlight=False).print(table)
+    print("Rows: reference; columns on the right: what it was mapped as.")
+    accuracy = f"mIoU {scores['miou']:.3f}, overall accuracy {scores['overall_accuracy']:.3f}"
+    print(f"{accuracy}, {scores['labelled_px']:,} pixels")
+
+
+def print_plan(summary: Mapping[str, Any], seconds: float) -> None:
+    """Print a plan on stdout."""
+    grid, chips = summary["grid"], summary["chips"]
+    resampled = ", resampled" if grid["resampled"] else ""
+    rows = {
+        "scene": summary["scene"],
+        "model": f"{summary['model']}, bands {', '.join(map(str, summary['bands']))}",
+        "grid": f"{grid['rows']:,} x {grid['cols']:,} px of {grid['gsd_m']:g} m, {grid['crs']}{resampled}",
+        "chips": f"{chips['count']:,} of {chips['chip_px']} px, {chips['overlap_px']} px shared",
+        "network": f"{summary['device']}, {summary['precision']}",
+        "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB, polygons aside",
+        "disk": f"up to {summary['disk_bytes'] / 1e9:.2f} GB",
+        "time": f"about {duration(seconds)}, polygons aside",
+        "outputs": "\n".join(summary["outputs"]),
+    }
+    print_pairs(rows)
+
+
+def print_card(card: "Card") -> None:
+    """Print a model's card on stdout."""
+    held_out = card.held_out
+    rows = {
+        "model": card.name,
+        "title": card.title,
+        "about": card.description,
+        "bands": ", ".join(card.bands),
+        "gsd": f"{card.gsd_m:g} m",
+        "chip": f"{card.chip_px} px",
+        "classes": ", ".join(f"{c.class_id} {c.name}" for c in card.legend),
+        "licence": card.licence,
+        "trained": f"{card.created[:10]} on {card.training.get('data', 'unknown data')}",
+        "limits": "\n".join(card.limits),
+    }
+    if held_out:
+        per_class = ", ".join(f"{name} {value:.2f}" for name, value in held_out["iou"].items() if value is not None)
+        rows["held out"] = f"mIoU {held_out['miou']:.3f} on {held_out['data']} ({per_class})"
+    print_pairs(rows)
+
+
+def print_pairs(rows: Mapping[str, str]) -> None:
+    """Print names and values in two columns on stdout."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
+
+
+def duration(seconds: float) -> str:
+    """Say a number of seconds as a person would."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

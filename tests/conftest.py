@@ -1,0 +1,144 @@
+"""Fixtures that several rooms share: a scene maker, a small bundle and the command line in this process."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from hypothesis import HealthCheck, settings
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+
+from landseg.legend import LandClass, Legend
+from landseg.model.bundle import Card, write_bundle
+from landseg.model.pspnet import Architecture, PSPNet
+
+# Timings are for benchmarks/: a busy machine must not fail a law.
+settings.register_profile("landseg", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("landseg")
+
+ROOT = Path(__file__).parent.parent
+DEMO_SCENE = ROOT / "data_catalog/scenes/dubai-tile2/dubai_tile2.tif"
+DEMO_LABELS = ROOT / "data_catalog/scenes/dubai-tile2/dubai_tile2_labels.tif"
+UTM40 = CRS.from_epsg(32640)
+RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
+
+
+@pytest.fixture(scope="session")
+def legend() -> Legend:
+    """Three classes whose ids are not their channels."""
+    return Legend((LandClass(2, "building", "#d55e00"), LandClass(5, "park", "#009e73"), LandClass(7, "water", "#56b4e9")))
+
+
+def small_card(legend: Legend, **changes: Any) -> Card:
+    """Describe a network that is quick to run: ResNet-18 on chips of 48 px."""
+    values: dict[str, Any] = {
+        "name": "small",
+        "title": "Small model for tests",
+        "description": "Random weights.",
+        "licence": "CC0-1.0",
+        "created": "2026-01-01T00:00:00Z",
+        "architecture": Architecture(classes=len(legend)),
+        "bands": ("red", "green", "blue"),
+        "gsd_m": 1.0,
+        "chip_px": 48,
+        "mean": (110.0, 105.0, 100.0),
+        "std": (40.0, 42.0, 44.0),
+        "legend": legend,
+    }
+    return Card(**(values | changes))
+
+
+@pytest.fixture(scope="session")
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, legend: Legend) -> Path:
+    """Give the folder of a bundle with random weights that is quick to run."""
+    torch.manual_seed(0)
+    network = PSPNet(Architecture(classes=len(legend)))
+    return write_bundle(tmp_path_factory.mktemp("models") / "small", small_card(legend), network).folder
+
+
+@pytest.fixture(scope="session")
+def city() -> NDArray[np.uint8]:
+    """Give real imagery, (3, 120, 150) uint8, from the bundled scene."""
+    with rasterio.open(DEMO_SCENE) as scene:
+        return scene.read(window=((600, 720), (500, 650)))
+
+
+SceneMaker = Callable[..., Path]
+
+
+@pytest.fixture
+def make_scene(tmp_path: Path) -> SceneMaker:
+    """Write a (C, H, W) array as a GeoTIFF; keywords go to rasterio, but for the five named ones."""
+
+    def make(
+        data: NDArray[Any],
+        name: str = "scene.tif",
+        *,
+        colours: tuple[ColorInterp, ...] | None = RGB,
+        descriptions: tuple[str, ...] | None = None,
+        valid: NDArray[np.bool_] | None = None,
+        **options: Any,
+    ) -> Path:
+        path = tmp_path / name
+        bands, rows, cols = data.shape
+        profile: dict[str, Any] = {
+            "driver": "GTiff",
+            "count": bands,
+            "height": rows,
+            "width": cols,
+            "dtype": data.dtype,
+            "crs": UTM40,
+            "transform": Affine(1, 0, 339000, 0, -1, 2784000),
+        }
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(path, "w", **(profile | options)) as file,
+        ):
+            file.write(data)
+            if colours is not None and len(colours) == bands:
+                file.colorinterp = colours
+            if descriptions is not None:
+                file.descriptions = descriptions
+            if valid is not None:
+                file.write_mask(valid)
+        return path
+
+    return make
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left."""
+
+    code: int
+    out: str
+    err: str
+
+
+Landseg = Callable[..., Outcome]
+
+
+@pytest.fixture
+def landseg(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Landseg:
+    """Run the command line in this process: torch takes seconds to import in another."""
+    from landseg import cli
+
+    def run(*arguments: Any) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["landseg", *map(str, arguments)])
+        monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            cli.main()
+        captured = capsys.readouterr()
+        code = leaving.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run

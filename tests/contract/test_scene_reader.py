@@ -1,0 +1,239 @@
+"""One suite for every way in which a raster can hold the same pixels: what `RasterScene` gives must be those pixels."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+import rasterio.warp
+from affine import Affine
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
+from rasterio.windows import Window
+
+from landseg.grid import Grid
+from landseg.scene import Pixels, RasterScene, SceneReader, describe_scene
+from tests.conftest import UTM40, SceneMaker
+from tests.laws.test_mosaic import ArrayScene
+
+ROWS, COLS = 70, 90
+TILED = {"tiled": True, "blockxsize": 16, "blockysize": 32}
+
+
+def truth(dtype: str) -> NDArray[Any]:
+    """Give (3, 70, 90) values that use the type's range, zeros among them."""
+    random = np.random.default_rng(1)
+    if np.dtype(dtype).kind == "f":
+        return random.normal(size=(3, ROWS, COLS)).astype(dtype)
+    info = np.iinfo(dtype)
+    return random.integers(info.min, info.max, size=(3, ROWS, COLS), dtype=dtype, endpoint=True)
+
+
+def open_scene(path: Path | str, **options: Any) -> RasterScene:
+    info = describe_scene(str(path))
+    return RasterScene(info, (1, 2, 3), info.grid, **options)
+
+
+def everything(scene: SceneReader) -> Pixels:
+    rows, cols = scene.grid.shape
+    return scene.read(Window(0, 0, cols, rows))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "float32", "float64"])
+@pytest.mark.parametrize("layout", [{}, TILED, {"compress": "lzw"}, {"compress": "zstd", **TILED, "interleave": "band"}])
+def test_pixels_of_every_type_and_layout(make_scene: SceneMaker, dtype: str, layout: dict[str, Any]) -> None:
+    expected = truth(dtype)
+    with open_scene(make_scene(expected, **layout)) as scene:
+        pixels = everything(scene)
+    assert pixels.data.dtype == np.dtype(dtype)
+    assert (pixels.data == expected).all()
+    # Nothing was declared nodata, so nothing is: zeros are values.
+    assert pixels.valid.all()
+
+
+@pytest.mark.parametrize("compress", ["jpeg", "webp"])
+def test_lossy_compression(make_scene: SceneMaker, city: NDArray[np.uint8], compress: str) -> None:
+    with open_scene(make_scene(city, compress=compress, interleave="pixel", **TILED)) as scene:
+        assert np.abs(everything(scene).data.astype(int) - city).mean() < 12
+
+
+@pytest.mark.parametrize("driver", ["COG", "VRT", "PNG", "GPKG"])
+def test_other_drivers(make_scene: SceneMaker, tmp_path: Path, driver: str) -> None:
+    source = make_scene(truth("uint8"))
+    path = tmp_path / f"copy.{driver.lower()}"
+    options = {"TILE_FORMAT": "PNG"} if driver == "GPKG" else {}
+    rasterio.shutil.copy(source, path, driver=driver, **options)
+    with open_scene(path) as scene:
+        assert (everything(scene).data == truth("uint8")).all()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Affine(1, 0, 339000, 0, -1, 2784000),
+        Affine(1, 0, 339000, 0, 1, 2784000),
+        Affine.translation(339000, 2784000) @ Affine.rotation(30) @ Affine.scale(1, -1),
+    ],
+    ids=["north-up", "south-up", "rotated"],
+)
+def test_any_transform_keeps_its_pixels(make_scene: SceneMaker, transform: Affine) -> None:
+    with open_scene(make_scene(truth("uint8"), transform=transform)) as scene:
+        assert scene.grid.transform.almost_equals(transform)
+        assert (everything(scene).data == truth("uint8")).all()
+
+
+def half_valid() -> NDArray[np.bool_]:
+    valid = np.ones((ROWS, COLS), dtype=np.bool_)
+    valid[:, :40] = False
+    return valid
+
+
+def with_nodata(make: SceneMaker) -> Path:
+    data = truth("uint8").clip(1)
+    data[:, ~half_valid()] = 0
+    return make(data, nodata=0)
+
+
+def with_mask(make: SceneMaker) -> Path:
+    return make(truth("uint8"), valid=half_valid())
+
+
+def with_alpha(make: SceneMaker) -> Path:
+    alpha = np.where(half_valid(), 255, 0).astype(np.uint8)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    return make(np.concatenate([truth("uint8"), alpha[None]]), colours=colours)
+
+
+def with_nan(make: SceneMaker) -> Path:
+    data = truth("float32")
+    data[1, ~half_valid()] = np.nan
+    return make(data)
+
+
+def with_nan_nodata(make: SceneMaker) -> Path:
+    data = truth("float64")
+    data[:, ~half_valid()] = np.nan
+    return make(data, nodata=np.nan)
+
+
+VALIDITY: list[Callable[[SceneMaker], Path]] = [with_nodata, with_mask, with_alpha, with_nan, with_nan_nodata]
+
+
+@pytest.mark.parametrize("make", VALIDITY)
+def test_what_holds_no_data_is_invalid(make_scene: SceneMaker, make: Callable[[SceneMaker], Path]) -> None:
+    with open_scene(make(make_scene)) as scene:
+        assert (everything(scene).valid == half_valid()).all()
+
+
+@pytest.mark.parametrize("make", VALIDITY)
+def test_validity_survives_resampling(make_scene: SceneMaker, make: Callable[[SceneMaker], Path]) -> None:
+    info = describe_scene(str(make(make_scene)))
+    with RasterScene(info, (1, 2, 3), info.grid.resampled((0.5, 0.5))) as scene:
+        valid = everything(scene).valid
+    assert valid.shape == (2 * ROWS, 2 * COLS)
+    # A bilinear kernel reaches one pixel across the border.
+    assert not valid[:, :78].any()
+    assert valid[:, 82:].all()
+
+
+def test_the_policy_decides_where_some_bands_are_nodata(make_scene: SceneMaker) -> None:
+    data = truth("uint8").clip(1)
+    data[0, :10] = 0
+    data[:, 10:20] = 0
+    path = make_scene(data, nodata=0)
+    with open_scene(path, nodata_policy="all") as scene:
+        assert (everything(scene).valid.any(axis=1) == ~((np.arange(ROWS) >= 10) & (np.arange(ROWS) < 20))).all()
+    with open_scene(path, nodata_policy="any") as scene:
+        assert (everything(scene).valid.any(axis=1) == (np.arange(ROWS) >= 20)).all()
+
+
+def test_nodata_of_bands_that_are_not_read_does_not_count(make_scene: SceneMaker) -> None:
+    data = np.concatenate([truth("uint8").clip(1), np.zeros((1, ROWS, COLS), np.uint8)])
+    with open_scene(make_scene(data, colours=None, nodata=0), nodata_policy="any") as scene:
+        assert everything(scene).valid.all()
+
+
+def test_resampling_averages_and_stays_in_place(make_scene: SceneMaker) -> None:
+    """A gradient resampled to half its resolution is the same gradient."""
+    ramp = np.broadcast_to(np.arange(COLS, dtype=np.float32), (3, ROWS, COLS)).copy()
+    info = describe_scene(str(make_scene(ramp)))
+    with RasterScene(info, (1, 2, 3), info.grid.resampled((2, 2))) as scene:
+        data = everything(scene).data
+    inner = data[:, 2:-2, 2:-2]
+    expected = np.broadcast_to(2 * np.arange(COLS // 2) + 0.5, data.shape)[:, 2:-2, 2:-2]
+    assert np.abs(inner - expected).max() < 0.05
+
+
+def test_degrees_are_brought_to_metres(make_scene: SceneMaker) -> None:
+    """A mark at a known longitude and latitude appears at its UTM coordinates."""
+    data = np.zeros((3, 200, 200), dtype=np.uint8)
+    data[:, 90:110, 90:110] = 255
+    step = 1e-5
+    path = make_scene(data, crs=CRS.from_epsg(4326), transform=Affine(step, 0, 55.3, 0, -step, 25.2))
+    info = describe_scene(str(path))
+    xs, ys = rasterio.warp.transform(CRS.from_epsg(4326), UTM40, [55.3 + 100 * step], [25.2 - 100 * step])
+    to_utm = Affine(1, 0, xs[0] - 171.3, 0, -1, ys[0] + 188.8)
+    with RasterScene(info, (1, 2, 3), Grid((400, 400), to_utm, UTM40)) as scene:
+        pixels = everything(scene)
+    rows, cols = np.nonzero(pixels.data[0] > 127)
+    x, y = to_utm @ (cols.mean() + 0.5, rows.mean() + 0.5)
+    assert abs(x - xs[0]) < 0.6
+    assert abs(y - ys[0]) < 0.6
+    assert 0 < pixels.valid.mean() < 1
+
+
+READERS = ["array", "raster", "resampled"]
+
+
+@pytest.fixture(params=READERS)
+def reader(request: pytest.FixtureRequest, make_scene: SceneMaker) -> SceneReader:
+    data = truth("uint8")
+    if request.param == "array":
+        return ArrayScene(data, half_valid())
+    info = describe_scene(str(make_scene(data, valid=half_valid(), **TILED)))
+    grid = info.grid if request.param == "raster" else info.grid.resampled((1.5, 1.5))
+    return RasterScene(info, (1, 2, 3), grid)
+
+
+@given(data=st.data())
+def _windows_are_parts_of_the_whole(reader: SceneReader, data: st.DataObject) -> None:
+    whole = everything(reader)
+    rows, cols = reader.grid.shape
+    top, left = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
+    height, width = data.draw(st.integers(1, rows - top)), data.draw(st.integers(1, cols - left))
+    part = reader.read(Window(left, top, width, height))
+    inside = slice(top, top + height), slice(left, left + width)
+    assert (part.valid == whole.valid[inside]).all()
+    same = part.valid
+    assert (part.data[:, same] == whole.data[:, *inside][:, same]).all()
+
+
+def test_windows_are_parts_of_the_whole(reader: SceneReader) -> None:
+    """Law: read(w) == read(everything)[w]."""
+    _windows_are_parts_of_the_whole(reader)
+    reader.close()
+
+
+def test_threads_read_alike(reader: SceneReader) -> None:
+    whole = everything(reader)
+    start = threading.Barrier(4)
+
+    def read(column: int) -> Pixels:
+        start.wait()
+        return reader.read(Window(column, 0, 10, reader.grid.shape[0]))
+
+    with ThreadPoolExecutor(4) as pool:
+        parts = list(pool.map(read, (0, 10, 20, 30)))
+    reader.close()
+    assert (np.concatenate([part.valid for part in parts], axis=1) == whole.valid[:, :40]).all()
+    for index, part in enumerate(parts):
+        expected = whole.data[:, :, 10 * index : 10 * index + 10]
+        assert (part.data[:, part.valid] == expected[:, part.valid]).all()

@@ -1,0 +1,93 @@
+"""Law 1: cores cover every pixel exactly once, and weights sum to more than 0 at every pixel."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rasterio.windows import Window
+
+from landseg.grid import Tiling
+from landseg.mosaic import WEIGHT_LEVELS, axis_weights
+
+
+@st.composite
+def tilings(draw: st.DrawFn) -> Tiling:
+    chip = draw(st.integers(1, 40))
+    shape = draw(st.tuples(st.integers(1, 120), st.integers(1, 120)))
+    return Tiling(shape, chip, draw(st.integers(0, chip * 9 // 10)) if chip > 1 else 0)
+
+
+def part(window: Window) -> tuple[slice, slice]:
+    rows, cols = window.toslices()
+    return rows, cols
+
+
+@given(tilings())
+def test_cores_cover_every_pixel_exactly_once(tiling: Tiling) -> None:
+    covered = np.zeros(tiling.shape, dtype=int)
+    for chip in tiling:
+        covered[part(chip.core)] += 1
+    assert (covered == 1).all()
+
+
+@given(tilings())
+def test_weights_sum_to_more_than_zero_everywhere(tiling: Tiling) -> None:
+    axis = axis_weights(tiling.chip_px)
+    kernel = axis[:, None] * axis
+    total = np.zeros(tiling.shape, dtype=np.int64)
+    for chip in tiling:
+        rows, cols = part(chip.kept)
+        top, left = chip.read.row_off, chip.read.col_off
+        total[rows, cols] += kernel[rows.start - top : rows.stop - top, cols.start - left : cols.stop - left]
+    assert (total > 0).all()
+    # The mosaic adds in 32 bits, with probabilities of up to 2**14.
+    assert total.max() * 2**14 < 2**31
+
+
+@given(tilings())
+def test_windows_lie_within_each_other(tiling: Tiling) -> None:
+    rows, cols = tiling.shape
+    for chip in tiling:
+        read, kept, core = part(chip.read), part(chip.kept), part(chip.core)
+        for axis, size in ((0, rows), (1, cols)):
+            assert 0 <= kept[axis].start <= core[axis].start < core[axis].stop <= kept[axis].stop <= size
+            assert read[axis].start <= kept[axis].start
+            assert kept[axis].stop <= read[axis].stop
+            # Invented pixels only where the scene is smaller than a chip; the last chips are shifted inward.
+            assert read[axis].start >= 0
+            assert read[axis].stop <= max(size, tiling.chip_px)
+
+
+@given(tilings())
+def test_a_kept_pixel_is_a_margin_away_from_inner_sides(tiling: Tiling) -> None:
+    for chip in tiling:
+        read, kept = part(chip.read), part(chip.kept)
+        for axis, size in enumerate(tiling.shape):
+            assert read[axis].start == 0 or kept[axis].start - read[axis].start == tiling.margin_px
+            assert read[axis].stop >= size or read[axis].stop - kept[axis].stop == tiling.margin_px
+
+
+@given(tilings())
+def test_strips_cover_every_row_once_in_order(tiling: Tiling) -> None:
+    strips = [tiling.strip(index) for index in range(tiling.chip_counts[0])]
+    assert [row for start, stop in strips for row in range(start, stop)] == list(range(tiling.shape[0]))
+
+
+@given(st.integers(1, 1024))
+def test_axis_weights_are_positive_and_symmetric(chip_px: int) -> None:
+    weights = axis_weights(chip_px)
+    assert weights.min() >= 1
+    assert weights.max() <= WEIGHT_LEVELS
+    assert (weights == weights[::-1]).all()
+    assert (np.diff(weights[: (chip_px + 1) // 2]) >= 0).all()
+
+
+def test_chip_counts_are_those_of_the_stride() -> None:
+    # 1,000 px at a stride of 180: chips start at 0, 180, ... 720 and, shifted inward, 760.
+    assert Tiling((1000, 240), 240, 60).chip_counts == (6, 1)
+
+
+@pytest.mark.parametrize(("shape", "chip_px", "overlap_px"), [((0, 5), 4, 0), ((5, 5), 4, 4), ((5, 5), 4, -1)])
+def test_what_makes_no_sense_is_refused(shape: tuple[int, int], chip_px: int, overlap_px: int) -> None:
+    with pytest.raises(ValueError, match=r"no pixels|overlap"):
+        Tiling(shape, chip_px, overlap_px)

@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from landseg.model.pspnet import Architecture, PSPNet, PyramidPooling
+
+TINY = Architecture(classes=4)
+
+
+def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
+    """Cut a side into bins that cover it: from the floor of one fraction to the ceiling of the next."""
+    return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
+
+
+def pooled(x: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
+    """(C, h, w) -> (C, bins, bins): the mean of each cell."""
+    rows, cols = bin_edges(x.shape[1], bins), bin_edges(x.shape[2], bins)
+    return np.stack([np.stack([x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in cols], -1) for a, b in rows], -2)
+
+
+def stretched(x: NDArray[np.float64], axis: int, size: int) -> NDArray[np.float64]:
+    """Interpolate linearly between pixel centres along an axis; beyond the outermost centres, repeat them."""
+    centres = np.clip((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5, 0, x.shape[axis] - 1)
+    low = np.floor(centres).astype(int)
+    high = np.minimum(low + 1, x.shape[axis] - 1)
+    share = (centres - low).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+    return np.take(x, low, axis) * (1 - share) + np.take(x, high, axis) * share
+
+
+def settle(network: nn.Module) -> None:
+    """Give normalisations statistics and gains that are not 0 or 1, as training would."""
+    draw = torch.Generator().manual_seed(3)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.running_mean, module.running_var, module.weight, module.bias):
+                assert tensor is not None
+                tensor.data.copy_(torch.rand(tensor.shape, generator=draw) + 0.5)
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(6, 6), (7, 10)])
+def test_pyramid_is_means_reduced_and_stretched_beside_the_features(rows: int, cols: int) -> None:
+    pyramid = PyramidPooling(8, bins=(1, 2, 3, 6)).eval()
+    settle(pyramid)
+    x = torch.randn(2, 8, rows, cols, generator=torch.Generator().manual_seed(1))
+
+    expected = []
+    for image in x.double().numpy():
+        parts = [image]
+        for bins, (_, conv, norm, _) in zip((1, 2, 3, 6), pyramid.levels, strict=True):
+            y = np.einsum("oi,ihw->ohw", conv.weight.detach().double().numpy()[:, :, 0, 0], pooled(image, bins))
+            mean, var, gain, shift = (
+                t.detach().double().numpy()[:, None, None]
+                for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+            )
+            y = np.maximum((y - mean) / np.sqrt(var + norm.eps) * gain + shift, 0)
+            parts.append(stretched(stretched(y, 1, rows), 2, cols))
+        expected.append(np.concatenate(parts))
+
+    with torch.inference_mode():
+        actual = pyramid(x)
+
+    assert actual.shape == (2, 8 + 4 * 2, rows, cols)
+    assert pyramid.out_channels == 16
+    np.testing.assert_allclose(actual.numpy(), np.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_levels_that_do_not_divide_the_channels_are_counted() -> None:
+    pyramid = PyramidPooling(16, bins=(1, 2, 3)).eval()
+
+    with torch.inference_mode():
+        assert pyramid(torch.zeros(1, 16, 6, 6)).shape[1] == pyramid.out_channels == 16 + 3 * 5
+
+
+@pytest.mark.parametrize("chip_px", [48, 96, 240])
+def test_a_multiple_of_48_makes_equal_bins(chip_px: int) -> None:
+    network = PSPNet(TINY).eval()
+    with torch.inference_mode():
+        _, features = network.backbone(torch.zeros(1, 3, chip_px, chip_px))
+    side = features.shape[-1]
+
+    for bins in TINY.bins:
+        pool = network.pyramid.levels[TINY.bins.index(bins)][0]
+        # The gradient of a cell with respect to the features is 1 over its area where the cell looks, 0 elsewhere.
+        x = torch.ones(1, 1, side, side, requires_grad=True)
+        pool(x).sum().backward()
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad, torch.full_like(x, (bins / side) ** 2))
+
+
+def test_other_sizes_make_bins_that_overlap() -> None:
+    # The test above could not fail if every size made equal bins.
+    x = torch.ones(1, 1, 7, 7, requires_grad=True)
+    nn.AdaptiveAvgPool2d(6)(x).sum().backward()
+
+    assert x.grad is not None
+    assert x.grad.unique().numel() > 1
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        Architecture("resnet18", classes=4),
+        Architecture("resnet18", in_channels=1, classes=2, output_stride=32),
+        Architecture("resnet18", in_channels=13, classes=7, output_stride=16, bins=(1, 4)),
+        Architecture("resnet50", in_channels=4, classes=3),
+    ],
+)
+def test_logits_cover_every_pixel(architecture: Architecture) -> None:
+    network = PSPNet(architecture, auxiliary=True).eval()
+    x = torch.zeros(1, architecture.in_channels, 96, 64)
+
+    with torch.inference_mode():
+        logits, auxiliary = network(x, with_auxiliary=True)
+        alone = network(x)
+
+    assert logits.shape == auxiliary.shape == (1, architecture.classes, 96, 64)
+    torch.testing.assert_close(alone, logits)
+
+
+def test_auxiliary_logits_are_asked_of_a_network_that_has_them() -> None:
+    with pytest.raises(ValueError, match="without its auxiliary head"):
+        PSPNet(TINY).eval()(torch.zeros(1, 3, 48, 48), with_auxiliary=True)
+
+
+def test_auxiliary_head_changes_no_other_weight() -> None:
+    plain, supervised = PSPNet(TINY).state_dict(), PSPNet(TINY, auxiliary=True).state_dict()
+
+    assert {k: t.shape for k, t in plain.items()} == {
+        k: t.shape for k, t in supervised.items() if not k.startswith("auxiliary.")
+    }
+    assert len(supervised) > len(plain)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(TINY, auxiliary=True).train()
+    settle(network)  # blocks start as identities, which hold gradients back
+    logits, auxiliary = network(torch.randn(2, 3, 48, 48), with_auxiliary=True)
+
+    (logits.square().mean() + auxiliary.square().mean()).backward()
+
+    unreached = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert unreached == []
+
+
+def test_auxiliary_loss_leaves_the_last_stage_alone() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(TINY, auxiliary=True).train()
+    settle(network)
+    _, auxiliary = network(torch.randn(2, 3, 48, 48), with_auxiliary=True)
+
+    auxiliary.square().mean().backward()
+
+    reached = {n.split(".")[1] for n, p in network.backbone.named_parameters(prefix="backbone") if p.grad is not None}
+    assert reached == {"conv1", "bn1", "layer1", "layer2", "layer3"}
+
+
+def test_inference_is_deterministic_and_training_is_not() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(TINY)
+    x = torch.randn(2, 3, 48, 48)
+
+    with torch.inference_mode():
+        network.eval()
+        assert torch.equal(network(x), network(x))
+        network.train()
+        assert not torch.equal(network(x), network(x))  # dropout
+
+
+def test_a_chip_s_answer_does_not_depend_on_its_neighbours_in_the_batch() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(TINY).eval()
+    settle(network)
+    x = torch.randn(3, 3, 48, 48)
+
+    with torch.inference_mode():
+        torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,91 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from landseg.errors import DiskError, OutputExistsError, ResourceError, UsageError
+from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
+
+
+def test_nothing_appears_before_publication(tmp_path: Path) -> None:
+    finals = [tmp_path / "a.tif", tmp_path / "a.gpkg"]
+    with Drafts(finals[1]) as drafts:
+        for final in finals:
+            drafts.path(final).write_text("whole")
+            assert not final.exists()
+        drafts.publish(finals)
+        assert [final.read_text() for final in finals] == ["whole", "whole"]
+    assert sorted(tmp_path.iterdir()) == sorted(finals)
+
+
+def test_an_error_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), Drafts(tmp_path / "a.gpkg") as drafts:
+        drafts.path(tmp_path / "a.tif").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_product_stays_until_it_is_replaced(tmp_path: Path) -> None:
+    final = tmp_path / "a.gpkg"
+    final.write_text("old")
+    with pytest.raises(RuntimeError), Drafts(final) as drafts:
+        drafts.path(final).write_text("half")
+        raise RuntimeError
+    assert final.read_text() == "old"
+
+
+def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
+    final = tmp_path / "a.gpkg"
+    with Drafts(final) as first:
+        first.path(final).write_text("whole")
+        with pytest.raises(ResourceError, match=f"process {os.getpid()} on ") as caught, Drafts(final):
+            pass
+        assert caught.value.exit_code == 4
+        first.publish([final])
+    assert final.read_text() == "whole"
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
+    final = tmp_path / "a.gpkg"
+    (tmp_path / "a.gpkg.landseg").mkdir()
+    (tmp_path / "a.gpkg.landseg" / "old.tif").write_text("half")
+    with Drafts(final) as drafts:
+        assert list(drafts.folder.iterdir()) == []
+
+
+def test_an_existing_product_needs_overwrite(tmp_path: Path) -> None:
+    final = tmp_path / "a.gpkg"
+    final.touch()
+    with pytest.raises(OutputExistsError, match="--overwrite"):
+        check_writable(final, [final], overwrite=False)
+    check_writable(final, [final], overwrite=True)
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    final = tmp_path / "no" / "a.gpkg"
+    with pytest.raises(UsageError, match="does not exist"):
+        check_writable(final, [final], overwrite=False)
+
+
+def test_a_folder_in_a_product_s_place(tmp_path: Path) -> None:
+    (tmp_path / "a.gpkg").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        check_writable(tmp_path / "a.gpkg", [tmp_path / "a.gpkg"], overwrite=True)
+
+
+def test_the_check_leaves_no_trace(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a.gpkg", [tmp_path / "a.gpkg"], overwrite=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room(tmp_path: Path) -> None:
+    check_space(tmp_path, 1)
+    with pytest.raises(DiskError, match="are needed"):
+        check_space(tmp_path, 10**18)
+
+
+@pytest.mark.parametrize(("number", "message"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "Permission denied")])
+def test_refusals_of_the_operating_system(tmp_path: Path, number: int, message: str) -> None:
+    with pytest.raises(DiskError, match=message), writing(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))

@@ -1,0 +1,100 @@
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.shutil
+from rasterio.enums import ColorInterp
+
+from landseg.legend import LandClass, Legend
+from landseg.outputs.style import OGC, SLD, pam, qml, sld
+
+LEGEND = Legend(
+    (
+        LandClass(4, 'trees <&> "shrubs"', "#009e73"),
+        LandClass(1, "building", "#d55e00"),
+        LandClass(2, "Wälder", "#ffffff"),
+    )
+)
+
+
+def test_qml_has_a_category_and_a_fill_for_each_class_in_legend_order() -> None:
+    root = ET.fromstring(qml(LEGEND))
+    renderer = root.find("renderer-v2")
+    assert renderer is not None
+    assert (renderer.get("type"), renderer.get("attr")) == ("categorizedSymbol", "class_id")
+    categories = renderer.findall("categories/category")
+    assert [(c.get("value"), c.get("label")) for c in categories] == [
+        ("4", 'trees <&> "shrubs"'),
+        ("1", "building"),
+        ("2", "Wälder"),
+    ]
+    # Without it QGIS compares text with whole numbers.
+    assert {c.get("type") for c in categories} == {"long"}
+    fills = {
+        symbol.get("name"): {o.get("name"): o.get("value") for o in symbol.findall("layer/Option/Option")}
+        for symbol in renderer.findall("symbols/symbol")
+    }
+    assert [fills[c.get("symbol")]["color"] for c in categories] == [
+        "0,158,115,255",
+        "213,94,0,255",
+        "255,255,255,255",
+    ]
+    assert fills["1"]["outline_color"] == "187,83,0,255"
+
+
+def test_qml_names_the_fields() -> None:
+    aliases = {a.get("field"): a.get("name") for a in ET.fromstring(qml(LEGEND)).findall("aliases/alias")}
+    assert aliases == {
+        "class_id": "Class id",
+        "class_name": "Class",
+        "area_m2": "Area (m²)",
+        "confidence": "Mean confidence (%)",
+        "perimeter_m": "Perimeter (m)",
+    }
+
+
+def test_sld_has_a_rule_for_each_class() -> None:
+    names = {"sld": SLD, "ogc": OGC}
+    root = ET.fromstring(sld(LEGEND))
+    assert (root.tag, root.get("version")) == (f"{{{SLD}}}StyledLayerDescriptor", "1.0.0")
+    rules = root.findall("sld:NamedLayer/sld:UserStyle/sld:FeatureTypeStyle/sld:Rule", names)
+    assert [
+        (
+            rule.findtext("sld:Title", namespaces=names),
+            rule.findtext("ogc:Filter/ogc:PropertyIsEqualTo/ogc:Literal", namespaces=names),
+            rule.findtext("sld:PolygonSymbolizer/sld:Fill/sld:CssParameter[@name='fill']", namespaces=names),
+        )
+        for rule in rules
+    ] == [('trees <&> "shrubs"', "4", "#009e73"), ("building", "1", "#d55e00"), ("Wälder", "2", "#ffffff")]
+
+
+@pytest.fixture
+def raster(tmp_path: Path) -> Path:
+    path = tmp_path / "landuse.tif"
+    profile = {"driver": "GTiff", "count": 2, "height": 4, "width": 4, "dtype": "uint8", "crs": "EPSG:32640"}
+    with rasterio.open(path, "w", **profile, transform=rasterio.Affine(1, 0, 5e5, 0, -1, 2.7e6)) as file:
+        file.write(np.ones((2, 4, 4), np.uint8))
+    path.with_name("landuse.tif.aux.xml").write_text(pam(LEGEND), encoding="utf-8")
+    return path
+
+
+def test_gdal_sees_names_and_colours(raster: Path) -> None:
+    with rasterio.open(raster) as file:
+        assert file.descriptions == ("class_id", "confidence")
+        assert file.colorinterp[0] == ColorInterp.palette
+        assert file.units[1] == "%"
+        colours = file.colormap(1)
+    assert [colours[label] for label in (0, 1, 3, 4)] == [
+        (0, 0, 0, 0),
+        (213, 94, 0, 255),
+        (0, 0, 0, 0),
+        (0, 158, 115, 255),
+    ]
+    # rasterio shows no category names; GDAL copies them into a VRT.
+    rasterio.shutil.copy(raster, raster.with_suffix(".vrt"), driver="VRT")
+    band = ET.parse(raster.with_suffix(".vrt")).find("VRTRasterBand[@band='1']")
+    assert band is not None
+    names = [category.text or "" for category in band.findall("CategoryNames/Category")]
+    assert names == ["nodata", "building", "Wälder", "", 'trees <&> "shrubs"']

@@ -1,0 +1,149 @@
+import resource
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import geopandas
+import numpy as np
+import pyogrio
+import pytest
+import shapely
+from rasterio.crs import CRS
+
+from landseg.errors import DiskError
+from landseg.legend import LandClass, Legend
+from landseg.outputs import class_areas
+from landseg.outputs.vector import write_geopackage
+from landseg.polygons import Polygons
+
+UTM = CRS.from_epsg(32640)
+LEGEND = Legend(
+    (LandClass(3, "water", "#56b4e9"), LandClass(1, "building", "#d55e00"), LandClass(2, "never seen", "#ece2c6"))
+)
+
+
+def squares(count: int) -> Polygons:
+    x = 500_000 + 10.0 * np.arange(count)
+    return Polygons(
+        geometry=shapely.box(x, 2_700_000, x + 10, 2_700_010),
+        class_id=np.where(np.arange(count) % 3 == 0, 1, 3).astype(np.uint8),
+        confidence=(60 + np.arange(count) % 3 * 10).astype(np.float32),
+        area_m2=np.full(count, 100.08),
+        perimeter_m=np.full(count, 40.016),
+    )
+
+
+@pytest.fixture
+def geopackage(tmp_path: Path) -> Path:
+    path = tmp_path / "draft.gpkg"
+    write_geopackage(path, squares(6), LEGEND, UTM, class_areas(squares(6), LEGEND))
+    return path
+
+
+def test_class_areas_are_in_legend_order_with_empty_classes() -> None:
+    water, building, never_seen = class_areas(squares(6), LEGEND)
+    assert (water.class_id, water.class_name, water.polygons) == (3, "water", 4)
+    assert water.area_m2 == pytest.approx(400.32)
+    assert water.share == pytest.approx(4 / 6)
+    assert water.confidence == pytest.approx(75)
+    assert building.confidence == pytest.approx(60)
+    assert (never_seen.area_m2, never_seen.share, never_seen.polygons, never_seen.confidence) == (0, 0, 0, None)
+
+
+def test_confidence_is_weighted_by_area() -> None:
+    polygons = Polygons(
+        squares(2).geometry,
+        np.array([1, 1], np.uint8),
+        np.array([50, 90], np.float32),
+        np.array([300.0, 100.0]),
+        np.array([1.0, 1.0]),
+    )
+    assert class_areas(polygons, LEGEND)[1].confidence == pytest.approx(60)
+
+
+def test_an_empty_map_has_shares_of_0() -> None:
+    assert [a.share for a in class_areas(squares(0), LEGEND)] == [0, 0, 0]
+
+
+def test_layer_reads_back(geopackage: Path) -> None:
+    layer = geopandas.read_file(geopackage, layer="landuse")
+    assert layer.columns.tolist() == ["class_id", "class_name", "area_m2", "confidence", "perimeter_m", "geometry"]
+    assert layer.crs.to_epsg() == 32640
+    assert layer["class_id"].tolist() == [1, 3, 3, 1, 3, 3]
+    assert layer["class_name"].tolist() == ["building", "water", "water"] * 2
+    assert layer["area_m2"].tolist() == [100.08] * 6
+    assert layer["confidence"].tolist() == [60, 70, 80] * 2
+    assert shapely.equals_exact(layer.geometry.to_numpy(), squares(6).geometry, normalize=True).all()
+    info = pyogrio.read_info(geopackage, layer="landuse")
+    assert info["geometry_type"] == "Polygon"
+    assert dict(zip(info["fields"], info["dtypes"], strict=True))["class_id"] == "int32"
+
+
+def test_class_areas_table_reads_back(geopackage: Path) -> None:
+    table = geopandas.read_file(geopackage, layer="class_areas")
+    assert table.columns.tolist() == ["class_id", "class_name", "area_m2", "share", "polygons", "confidence"]
+    assert table["class_name"].tolist() == ["water", "building", "never seen"]
+    assert table["polygons"].tolist() == [4, 2, 0]
+    assert table["confidence"].isna().tolist() == [False, False, True]
+
+
+def test_database_is_a_geopackage_with_a_default_style(geopackage: Path) -> None:
+    with closing(sqlite3.connect(geopackage)) as database:
+        contents = dict(database.execute("SELECT table_name, data_type FROM gpkg_contents"))
+        assert contents == {"landuse": "features", "class_areas": "attributes", "layer_styles": "attributes"}
+        assert database.execute("SELECT count(*) FROM rtree_landuse_geom").fetchone() == (6,)
+        assert database.execute(
+            "SELECT column_name, geometry_type_name, srs_id FROM gpkg_geometry_columns"
+        ).fetchall() == [("geom", "POLYGON", 32640)]
+        assert [name for _, name, *_ in database.execute("PRAGMA table_info(layer_styles)")] == [
+            *("id", "f_table_catalog", "f_table_schema", "f_table_name", "f_geometry_column", "styleName", "styleQML"),
+            *("styleSLD", "useAsDefault", "description", "owner", "ui", "update_time"),
+        ]
+        # The question that QGIS asks for a layer's style.
+        (qml, sld, update_time), *others = database.execute(
+            "SELECT styleQML, styleSLD, update_time FROM layer_styles WHERE f_table_schema=''"
+            " AND f_table_name='landuse' AND f_geometry_column='geom' ORDER BY useAsDefault DESC"
+        )
+        assert not others
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert ET.fromstring(qml).tag == "qgis"
+    assert ET.fromstring(sld).tag.endswith("StyledLayerDescriptor")
+    assert update_time.endswith("Z")
+
+
+def test_ogr_lists_every_table(geopackage: Path) -> None:
+    assert set(pyogrio.list_layers(geopackage)[:, 0]) == {"landuse", "class_areas", "layer_styles"}
+
+
+def test_an_empty_map_is_a_complete_geopackage(tmp_path: Path) -> None:
+    path = tmp_path / "empty.gpkg"
+    write_geopackage(path, squares(0), LEGEND, UTM, class_areas(squares(0), LEGEND))
+    info = pyogrio.read_info(path, layer="landuse")
+    assert (info["features"], info["geometry_type"]) == (0, "Polygon")
+    assert info["fields"].tolist() == ["class_id", "class_name", "area_m2", "confidence", "perimeter_m"]
+    assert info["dtypes"].tolist() == ["int32", "object", "float64", "float64", "float64"]
+
+
+@contextmanager
+def files_of_at_most(size_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size_bytes", [2**14, 2**17, 2**19])
+def test_a_full_disk_is_a_disk_error_that_names_the_path(tmp_path: Path, size_bytes: int) -> None:
+    polygons = squares(5000)
+    path = tmp_path / "draft.gpkg"
+    with files_of_at_most(size_bytes), pytest.raises(DiskError, match=r"draft\.gpkg"):
+        write_geopackage(path, polygons, LEGEND, UTM, class_areas(polygons, LEGEND))
+
+
+def test_a_missing_folder_is_a_disk_error(tmp_path: Path) -> None:
+    with pytest.raises(DiskError, match="nowhere"):
+        write_geopackage(tmp_path / "nowhere" / "draft.gpkg", squares(1), LEGEND, UTM, ())

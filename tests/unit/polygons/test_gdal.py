@@ -1,0 +1,137 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from landseg.grid import Grid
+from landseg.polygons import Polygons, measure, polygonize
+from landseg.polygons.gdal import _repaired, trace_faces
+
+UTM = CRS.from_epsg(32640)
+NORTH_UP = Affine(2, 0, 500_000, 0, -2, 2_700_000)
+ROTATED = Affine(0.3 * np.cos(0.6), 0.3 * np.sin(0.6), 500_000.1, 0.3 * np.sin(0.6), -0.3 * np.cos(0.6), 2_700_000.7)
+SOUTH_UP = Affine(2, 0, 500_000, 0, 2, 2_700_000)
+
+NOISE = np.random.default_rng(7).integers(0, 4, (61, 83)).astype(np.uint8)
+
+
+def polygons_of(folder: Path, labels: object, confidence: object = None, transform: Affine = NORTH_UP) -> Polygons:
+    bands = np.stack([np.array(labels, np.uint8), np.zeros_like(labels, dtype=np.uint8)])
+    if confidence is not None:
+        bands[1] = np.array(confidence, np.uint8)
+    return polygonize(write(folder, bands, transform), Grid(bands.shape[1:], transform, UTM))
+
+
+def write(folder: Path, bands: NDArray[np.uint8], transform: Affine = NORTH_UP) -> Path:
+    path = folder / "labels.tif"
+    count, height, width = bands.shape
+    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": "uint8"}
+    with rasterio.open(path, "w", **profile, crs=UTM, transform=transform) as file:
+        file.write(bands)
+    return path
+
+
+def test_nodata_is_no_polygon_and_class_1_is_one(tmp_path: Path) -> None:
+    polygons = polygons_of(tmp_path, [[0, 1, 1], [0, 0, 2]])
+    assert polygons.class_id.tolist() == [1, 2]
+    assert polygons.class_id.dtype == np.uint8
+    assert polygons.geometry[0].equals(shapely.box(500_002, 2_699_998, 500_006, 2_700_000))
+
+
+def test_faces_are_ordered_by_their_top_left_pixel(tmp_path: Path) -> None:
+    # 3 begins before 2 in its first row, although 2 reaches further left below.
+    polygons = polygons_of(tmp_path, [[1, 3, 2], [2, 3, 2], [2, 2, 2]])
+    assert polygons.class_id.tolist() == [1, 3, 2]
+
+
+def test_a_hole_is_a_hole(tmp_path: Path) -> None:
+    labels = np.ones((5, 5), np.uint8)
+    labels[1:4, 1:4] = 2
+    labels[2, 2] = 0
+    outer, inner = polygons_of(tmp_path, labels).geometry
+    assert len(outer.interiors) == len(inner.interiors) == 1
+    assert (outer.area, inner.area) == (16 * 4, 8 * 4)
+    assert outer.exterior.is_ccw
+    assert not outer.interiors[0].is_ccw
+
+
+def test_pixels_that_touch_at_a_corner_are_faces_of_their_own(tmp_path: Path) -> None:
+    polygons = polygons_of(tmp_path, [[1, 2], [2, 1]])
+    assert polygons.class_id.tolist() == [1, 2, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        # A hole that touches the outside, and one whose parts touch each other, at a corner.
+        [[1, 1, 1, 1], [1, 2, 1, 1], [1, 1, 2, 1], [1, 1, 1, 2]],
+        [[1, 1, 1, 1, 1], [1, 2, 1, 3, 1], [1, 1, 3, 1, 1], [1, 3, 1, 2, 1], [1, 1, 1, 1, 1]],
+        [[1, 1, 0], [1, 0, 1], [1, 1, 1]],
+    ],
+)
+def test_faces_that_touch_themselves_are_valid(tmp_path: Path, labels: list[list[int]]) -> None:
+    polygons = polygons_of(tmp_path, labels)
+    assert shapely.is_valid(polygons.geometry).all()
+    assert set(shapely.get_type_id(polygons.geometry)) == {shapely.GeometryType.POLYGON}
+    assert shapely.area(polygons.geometry[polygons.class_id == 1]).tolist() == [4 * np.sum(np.array(labels) == 1)]
+    assert shapely.coverage_is_valid(polygons.geometry)
+
+
+def test_a_ring_that_touches_itself_is_repaired_without_a_change_of_area() -> None:
+    ring = [(0, 0), (3, 0), (3, 2), (2, 2), (2, 1), (1, 1), (1, 2), (2, 2), (2, 3), (0, 3), (0, 0)]
+    face = shapely.Polygon(ring)
+    assert not face.is_valid
+    (repaired,) = _repaired(np.array([face]))
+    assert repaired.is_valid
+    assert repaired.geom_type == "Polygon"
+    assert repaired.area == face.area == 7
+
+
+@pytest.mark.parametrize("transform", [NORTH_UP, ROTATED, SOUTH_UP], ids=["north-up", "rotated", "south-up"])
+def test_noise_becomes_a_coverage_with_the_areas_of_its_pixels(tmp_path: Path, transform: Affine) -> None:
+    polygons = polygons_of(tmp_path, NOISE, transform=transform)
+    assert shapely.is_valid(polygons.geometry).all()
+    assert shapely.coverage_is_valid(polygons.geometry)
+    assert all(polygon.exterior.is_ccw for polygon in polygons.geometry)
+    pixels = np.bincount(polygons.class_id, shapely.area(polygons.geometry), 4) / abs(transform.determinant)
+    assert pixels == pytest.approx(np.bincount(NOISE.ravel(), minlength=4) * [0, 1, 1, 1], rel=1e-8)
+
+
+def test_a_long_side_has_its_neighbours_corners(tmp_path: Path) -> None:
+    above, *_ = polygons_of(tmp_path, [[1, 1, 1, 1], [2, 3, 3, 2]]).geometry
+    lower = sorted(x for x, y in above.exterior.coords[:-1] if y == 2_699_998)
+    assert lower == [500_000, 500_002, 500_006, 500_008]
+
+
+@pytest.mark.parametrize("pixels_at_once", [1, 700, 2**22])
+def test_confidence_is_the_mean_over_the_faces_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels_at_once: int
+) -> None:
+    monkeypatch.setattr(measure, "PIXELS_AT_ONCE", pixels_at_once)
+    confidence = np.random.default_rng(8).integers(0, 101, NOISE.shape).astype(np.uint8)
+    transform = Affine.identity()
+    polygons = polygons_of(tmp_path, NOISE, confidence, NORTH_UP)
+    faces, _ = trace_faces(tmp_path / "labels.tif")
+    index = rasterio.features.rasterize(
+        ((face, i) for i, face in enumerate(faces, start=1)), NOISE.shape, transform=transform, dtype="int32"
+    ).ravel()
+    expected = np.bincount(index, confidence.ravel())[1:] / np.bincount(index)[1:]
+    assert polygons.confidence.dtype == np.float32
+    assert polygons.confidence == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_map_of_nodata_has_no_polygons(tmp_path: Path) -> None:
+    polygons = polygons_of(tmp_path, np.zeros((3, 4), np.uint8))
+    assert len(polygons) == len(polygons.area_m2) == len(polygons.perimeter_m) == len(polygons.confidence) == 0
+
+
+def test_one_pixel(tmp_path: Path) -> None:
+    polygons = polygons_of(tmp_path, [[5]], [[42]])
+    assert polygons.confidence.tolist() == [42]
+    assert polygons.area_m2 == pytest.approx(4, rel=1e-3)
+    assert polygons.perimeter_m == pytest.approx(8, rel=1e-3)

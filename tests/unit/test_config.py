@@ -1,0 +1,235 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from landseg.config import RunConfig, TrainConfig, legend_of, load_config, override
+from landseg.errors import ConfigError
+from landseg.legend import LandClass
+
+DUBAI = Path(__file__).parents[2] / "configs" / "train" / "dubai.yaml"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def refusal(file: Path, text: str, kind: type[RunConfig] | type[TrainConfig] = RunConfig) -> ConfigError:
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file, kind)
+    assert caught.value.exit_code == 2
+    return caught.value
+
+
+def training(**changes: Any) -> str:
+    """Write a valid training's YAML, a key a line at the top level, with keys set, or left out if None."""
+    keys: dict[str, Any] = {
+        "name": "tiny",
+        "out": "runs",
+        "legend": [
+            {"class_id": 1, "name": "land", "colour": "#ece2c6"},
+            {"class_id": 2, "name": "water", "colour": "#56b4e9"},
+        ],
+        "gsd_m": 1.0,
+        "data": {"training": [{"scene": "a.tif", "labels": "b.tif"}], "label_values": {3: "land", 9: "water"}},
+        "optimisation": {"steps": 10},
+        "card": {"title": "t", "description": "d", "licence": "MIT", "training_data": "x"},
+    }
+    keys.update(changes)
+    return yaml.safe_dump({k: v for k, v in keys.items() if v is not None}, sort_keys=False, default_flow_style=False)
+
+
+def position(text: str, line_holds: str, word: str) -> str:
+    """Say where a word stands, the way the messages do."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line_holds in line:
+            return f"line {number}, column {line.index(word) + 1}"
+    raise LookupError(line_holds)
+
+
+def test_values_come_from_the_file_and_the_rest_from_defaults(file: Path) -> None:
+    file.write_text("overlap: 0.5\nbands: [3, 2, 1]\n")
+
+    config = load_config(file, RunConfig)
+
+    assert (config.overlap, config.bands, config.nodata_policy) == (0.5, (3, 2, 1), "all")
+
+
+def test_the_command_line_comes_before_the_file(file: Path) -> None:
+    file.write_text("overlap: 0.5\ndevice: cpu\nbatch: 7\n")
+
+    config = override(load_config(file, RunConfig), {"overlap": 0.1, "device": None, "bands": (3, 2, 1)})
+
+    assert (config.overlap, config.device, config.batch, config.bands) == (0.1, "cpu", 7, (3, 2, 1))
+
+
+def test_a_senseless_option_is_named_as_on_the_command_line() -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(RunConfig(), {"nodata_policy": "some"})
+
+    assert caught.value.what == "--nodata-policy is 'some': input should be 'all' or 'any'"
+
+
+def test_an_empty_file_means_defaults(file: Path) -> None:
+    file.write_text("# nothing\n")
+
+    assert load_config(file, RunConfig) == RunConfig()
+
+
+def test_a_configuration_does_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RunConfig().overlap = 0.5  # type: ignore[misc]
+
+
+def test_an_unknown_key_is_named_with_its_place_and_the_nearest_key(file: Path) -> None:
+    error = refusal(file, "device: cpu\n\n  # a comment\noverlpa: 0.5\n")
+
+    assert error.what == f"{file}, line 4, column 1: unknown key 'overlpa'"
+    assert error.hint == "did you mean 'overlap'?"
+
+
+def test_an_unknown_key_like_no_other_gets_the_list_of_keys(file: Path) -> None:
+    error = refusal(file, "xyzzy: 1\n")
+
+    assert error.what.endswith("unknown key 'xyzzy'")
+    assert error.hint is not None
+    assert error.hint.removeprefix("known keys: ").split(", ") == list(RunConfig.model_fields)
+
+
+def test_an_unknown_nested_key_gets_its_own_level_s_nearest_key(file: Path) -> None:
+    # 'steps' is known in optimisation alone, 'stps' is near it.
+    text = training(optimisation={"steps": 10, "bacth": 4})
+
+    error = refusal(file, text, TrainConfig)
+
+    assert error.what == f"{file}, {position(text, 'bacth', 'bacth')}: unknown key 'optimisation.bacth'"
+    assert error.hint == "did you mean 'batch'?"
+
+
+def test_an_unknown_key_in_a_list_is_named_by_its_place_in_the_list(file: Path) -> None:
+    text = training(
+        data={"training": [{"scene": "a", "labels": "b"}, {"scene": "c", "label": "d"}], "label_values": {}}
+    )
+    text = text.replace("label: d", "labels: d\n    lables: e")
+
+    error = refusal(file, text, TrainConfig)
+
+    assert error.what == f"{file}, {position(text, 'lables', 'lables')}: unknown key 'data.training.1.lables'"
+    assert error.hint == "did you mean 'labels'?"
+
+
+def test_an_ill_typed_value_is_shown_with_its_place_and_what_is_wanted(file: Path) -> None:
+    error = refusal(file, "device: cpu\noverlap: wide\n")
+
+    assert error.what.startswith(f"{file}, line 2, column 1: 'overlap' is 'wide': ")
+    assert "number" in error.what
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("overlap: 0.95", "'overlap' is 0.95: input should be less than or equal to 0.9"),
+        ("batch: 0", "'batch' is 0: input should be greater than or equal to 1"),
+        ("device: tpu", "'device' is 'tpu': input should be 'auto', 'cpu' or 'cuda'"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(file: Path, text: str, says: str) -> None:
+    assert refusal(file, text).what == f"{file}, line 1, column 1: {says}"
+
+
+def test_an_ill_typed_nested_value_is_placed(file: Path) -> None:
+    text = training(optimisation={"steps": 10, "learning_rate": -1.0})
+
+    error = refusal(file, text, TrainConfig)
+
+    place = position(text, "learning_rate", "learning_rate")
+    assert error.what.startswith(f"{file}, {place}: 'optimisation.learning_rate' is -1.0: ")
+
+
+def test_an_ill_typed_list_item_is_placed(file: Path) -> None:
+    error = refusal(file, "bands:\n- 3\n- green\n")
+
+    assert error.what.startswith(f"{file}, line 3, column 3: 'bands.1' is 'green': ")
+
+
+def test_a_missing_key_is_named(file: Path) -> None:
+    assert refusal(file, training(gsd_m=None), TrainConfig).what.endswith("the key 'gsd_m' is missing")
+
+
+def test_a_missing_nested_key_is_placed_at_its_section(file: Path) -> None:
+    text = training(card={"title": "t", "description": "d", "licence": "MIT"})
+
+    error = refusal(file, text, TrainConfig)
+
+    assert error.what == f"{file}, {position(text, 'card', 'card')}: the key 'card.training_data' is missing"
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "just words\n", "3\n"])
+def test_a_file_without_keys_is_refused(file: Path, text: str) -> None:
+    error = refusal(file, text)
+
+    assert error.what == f"{file} holds no keys"
+    assert error.hint is not None
+    assert "overlap" in error.hint
+
+
+@pytest.mark.parametrize(("text", "place"), [("a: [1,\n", "line 2, column 1"), ("a: 1\n b: 2\n", "line 2, column 3")])
+def test_what_is_not_yaml_is_placed(file: Path, text: str, place: str) -> None:
+    assert refusal(file, text).what.startswith(f"{file}, {place}: not YAML: ")
+
+
+def test_a_control_character_is_not_yaml(file: Path) -> None:
+    assert str(file) in refusal(file, "overlap: \x07\n").what
+
+
+def test_a_file_that_is_not_text_is_refused(file: Path) -> None:
+    file.write_bytes(b"\xff\xfe\x00\x81")
+
+    with pytest.raises(ConfigError, match="can't read the configuration"):
+        load_config(file, RunConfig)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't read the configuration .*none\.yaml: No such file"):
+        load_config(tmp_path / "none.yaml", RunConfig)
+
+
+def test_code_in_yaml_is_not_run(file: Path, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+
+    refusal(file, f"model: !!python/object/apply:pathlib.Path.touch [!!python/object/apply:pathlib.Path ['{trace}']]\n")
+
+    assert not trace.exists()
+
+
+def test_a_legend_that_contradicts_itself_is_refused(file: Path) -> None:
+    classes = [{"class_id": 1, "name": n, "colour": "#000000"} for n in ("land", "water")]
+
+    error = refusal(file, training(legend=classes), TrainConfig)
+
+    assert "'legend' is " in error.what
+    assert error.what.endswith("a class id stands twice in the legend")
+
+
+def test_label_values_must_be_in_the_legend(file: Path) -> None:
+    data = {"training": [{"scene": "a", "labels": "b"}], "label_values": {1: "land", 2: "forest"}}
+
+    assert "'forest', which is not in the legend" in refusal(file, training(data=data), TrainConfig).what
+
+
+@pytest.mark.parametrize("name", ["Big", "", "../up", ".hidden", "a b"])
+def test_names_that_are_no_folder_names_are_refused(file: Path, name: str) -> None:
+    assert f"'name' is {name!r}" in refusal(file, training(name=name), TrainConfig).what
+
+
+def test_training_preset_loads() -> None:
+    config = load_config(DUBAI, TrainConfig)
+
+    assert legend_of(config.legend).names == ("building", "land", "road", "vegetation", "water")
+    assert legend_of(config.legend)[5] == LandClass(5, "water", "#56b4e9")
+    assert set(config.data.label_values) == {0, 1, 2, 3, 4}
+    assert not set(config.data.training) & set(config.data.held_out)
+    assert config.chip_px % 48 == 0

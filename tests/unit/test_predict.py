@@ -1,0 +1,112 @@
+import logging
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from landseg.errors import BundleError, MemoryLimitError, ResourceError
+from landseg.predict import Predictor, choose_device, choose_precision
+
+CPU = torch.device("cpu")
+
+
+class Doubling(nn.Module):
+    """Logits that are known: band 0 and twice band 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, 2 * x], dim=1)
+
+
+class Hungry(Doubling):
+    """Runs out of memory above so many chips, in the words of torch's allocators."""
+
+    def __init__(self, most: int, error: RuntimeError) -> None:
+        super().__init__()
+        self.most, self.error = most, error
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        if len(x) > self.most:
+            raise self.error
+        return super().forward(x)
+
+
+GPU_FULL = torch.OutOfMemoryError("CUDA out of memory")
+CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 4 TB")
+
+
+def test_probabilities_are_the_softmax_of_the_logits() -> None:
+    x = torch.randn(3, 1, 4, 4)
+    probabilities = Predictor(Doubling(), CPU)(x)
+    assert probabilities.shape == (3, 2, 4, 4)
+    assert torch.allclose(probabilities[:, 1], torch.sigmoid(x[:, 0]), atol=1e-6)
+    assert torch.allclose(probabilities.sum(1), torch.ones(3, 4, 4))
+
+
+def test_dropout_and_batch_statistics_are_off() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5)).train()
+    x = torch.randn(2, 1, 8, 8)
+    predictor = Predictor(network, CPU)
+    assert torch.equal(predictor(x), predictor(x))
+    assert torch.allclose(predictor(x)[:1], predictor(x[:1]), atol=1e-6)
+
+
+def test_bf16_is_near_fp32() -> None:
+    network = nn.Conv2d(3, 4, 3, padding=1)
+    x = torch.randn(2, 3, 16, 16)
+    exact, coarse = Predictor(network, CPU)(x), Predictor(network, CPU, torch.bfloat16)(x)
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(exact, coarse)
+    assert torch.allclose(exact, coarse, atol=0.02)
+
+
+@pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL], ids=["gpu", "cpu"])
+def test_out_of_memory_halves_the_batch_and_says_so_once(
+    error: RuntimeError, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Hungry(3, error)
+    predictor = Predictor(network, CPU)
+    x = torch.randn(8, 1, 4, 4)
+    with caplog.at_level(logging.WARNING):
+        first = predictor(x)
+        second = predictor(x)
+    assert torch.allclose(first, Predictor(Doubling(), CPU)(x))
+    assert torch.equal(first, second)
+    assert network.seen == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert [record.message.split(";")[-1] for record in caplog.records] == [" going on with 4", " going on with 2"]
+
+
+def test_memory_for_less_than_one_chip() -> None:
+    with pytest.raises(MemoryLimitError) as caught:
+        Predictor(Hungry(0, CPU_FULL), CPU)(torch.randn(2, 1, 4, 4))
+    assert caught.value.exit_code == 4
+
+
+def test_other_errors_are_not_swallowed() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        Predictor(Hungry(0, RuntimeError("shape mismatch")), CPU)(torch.randn(2, 1, 4, 4))
+
+
+def test_an_answer_that_is_not_a_number_is_refused() -> None:
+    with pytest.raises(BundleError, match="not a number"):
+        Predictor(Doubling(), CPU)(torch.full((1, 1, 2, 2), float("nan")))
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == CPU
+    with pytest.raises(ResourceError, match="no GPU"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(("amx", "avx512", "expected"), [(1, 1, torch.bfloat16), (0, 1, torch.bfloat16), (0, 0, torch.float32)])
+def test_bf16_is_chosen_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, expected: torch.dtype
+) -> None:
+    known = SimpleNamespace(_is_amx_tile_supported=lambda: amx, _is_avx512_bf16_supported=lambda: avx512)
+    monkeypatch.setattr(torch, "cpu", known)
+    assert choose_precision("auto", CPU) == expected
+    assert choose_precision("fp32", CPU) == torch.float32
+    assert choose_precision("bf16", CPU) == torch.bfloat16

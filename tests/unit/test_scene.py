@@ -1,0 +1,215 @@
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.warp
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.control import GroundControlPoint
+from rasterio.crs import CRS
+
+from landseg.errors import BandError, CrsError, GsdError, SceneError
+from landseg.grid import Grid
+from landseg.scene import SceneInfo, describe_scene, match_bands, value_ranges, working_grid
+from tests.conftest import DEMO_SCENE, UTM40, SceneMaker
+
+RGB_NAMES = ("red", "green", "blue")
+GREY = np.zeros((1, 20, 30), dtype=np.uint8)
+
+
+def info(grid: Grid | None = None, names: tuple[str, ...] = RGB_NAMES, dtype: str = "uint8") -> SceneInfo:
+    grid = grid or Grid((100, 200), Affine(1, 0, 339000, 0, -1, 2784000), UTM40)
+    return SceneInfo("scene.tif", grid, dtype, names, "none")
+
+
+def square(pixel: float, crs: CRS = UTM40, at: tuple[float, float] = (339000, 2784000)) -> Grid:
+    return Grid((100, 100), Affine(pixel, 0, at[0], 0, -pixel, at[1]), crs)
+
+
+class TestDescribe:
+    def test_the_demo(self) -> None:
+        scene = describe_scene(str(DEMO_SCENE))
+        assert scene.grid.shape == (1632, 1528)
+        assert scene.grid.crs == UTM40
+        assert scene.band_names == RGB_NAMES
+        assert (scene.dtype, scene.validity) == ("uint8", "none")
+
+    def test_descriptions_come_before_colours(self, make_scene: SceneMaker) -> None:
+        path = make_scene(np.zeros((3, 9, 9), np.uint8), descriptions=("NIR", "Red", "G"))
+        assert describe_scene(str(path)).band_names == ("nir", "red", "green")
+
+    def test_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(SceneError, match="there is no scene") as caught:
+            describe_scene(str(tmp_path / "no.tif"))
+        assert caught.value.exit_code == 3
+
+    def test_not_a_raster(self, tmp_path: Path) -> None:
+        (tmp_path / "notes.tif").write_text("not a raster")
+        with pytest.raises(SceneError, match="as a raster"):
+            describe_scene(str(tmp_path / "notes.tif"))
+
+    def test_a_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(SceneError, match="as a raster"):
+            describe_scene(str(tmp_path))
+
+    def test_no_crs(self, make_scene: SceneMaker) -> None:
+        path = make_scene(GREY, crs=None)
+        with pytest.raises(CrsError, match="no coordinate reference system") as caught:
+            describe_scene(str(path))
+        assert "--assume-crs" in str(caught.value)
+        assert describe_scene(str(path), "EPSG:32640").grid.crs == UTM40
+
+    def test_assumed_crs_does_not_replace_the_scene_s(self, make_scene: SceneMaker) -> None:
+        assert describe_scene(str(make_scene(GREY)), "EPSG:32631").grid.crs == UTM40
+
+    def test_nonsense_for_a_crs(self, make_scene: SceneMaker) -> None:
+        with pytest.raises(CrsError, match="EPSG:oops"):
+            describe_scene(str(make_scene(GREY, crs=None)), "EPSG:oops")
+
+    def test_control_points_alone(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        points = [GroundControlPoint(r, c, 339000 + c, 2784000 - r) for r, c in ((0, 0), (0, 30), (20, 0), (20, 30))]
+        path = tmp_path / "gcps.tif"
+        with rasterio.open(path, "w", driver="GTiff", count=1, height=20, width=30, dtype="uint8") as file:
+            file.gcps = points, UTM40
+        with pytest.raises(CrsError, match="gdalwarp"):
+            describe_scene(str(path))
+
+    def test_complex_numbers(self, make_scene: SceneMaker) -> None:
+        with pytest.raises(SceneError, match="complex"):
+            describe_scene(str(make_scene(GREY.astype(np.complex64))))
+
+    def test_no_bands(self, tmp_path: Path) -> None:
+        path = tmp_path / "two.gpkg"
+        for table in ("a", "b"):
+            with rasterio.open(
+                path, "w", driver="GPKG", count=1, height=9, width=9, dtype="uint8", crs=UTM40,
+                transform=Affine(1, 0, 339000, 0, -1, 2784000), RASTER_TABLE=table, APPEND_SUBDATASET=table == "b",
+            ) as file:  # fmt: skip
+                file.write(np.ones((1, 9, 9), np.uint8))
+        with pytest.raises(SceneError, match="no raster bands") as caught:
+            describe_scene(str(path))
+        assert "subdatasets" in str(caught.value)
+
+
+class TestMatchBands:
+    @pytest.mark.parametrize(
+        ("names", "expected"),
+        [
+            (("red", "green", "blue"), (1, 2, 3)),
+            (("blue", "green", "red", "nir"), (3, 2, 1)),
+            (("", "red", "green", "blue", "alpha"), (2, 3, 4)),
+        ],
+    )
+    def test_by_name(self, names: tuple[str, ...], expected: tuple[int, ...]) -> None:
+        assert match_bands(info(names=names), RGB_NAMES, None) == expected
+
+    def test_the_user_s_numbers_come_first(self) -> None:
+        assert match_bands(info(), RGB_NAMES, (3, 2, 1)) == (3, 2, 1)
+
+    def test_names_that_do_not_settle_it(self) -> None:
+        with pytest.raises(BandError, match="which of its bands is blue") as caught:
+            match_bands(info(names=("nir", "red", "green")), RGB_NAMES, None)
+        assert "--bands" in str(caught.value)
+
+    @pytest.mark.parametrize("names", [("",), ("red", "green", "alpha")])
+    def test_too_few(self, names: tuple[str, ...]) -> None:
+        with pytest.raises(BandError, match="too few bands"):
+            match_bands(info(names=names), RGB_NAMES, None)
+
+    @pytest.mark.parametrize("numbers", [(1, 2), (0, 1, 2), (1, 2, 4)])
+    def test_wrong_numbers(self, numbers: tuple[int, ...]) -> None:
+        with pytest.raises(BandError, match="names 2 bands|has no band"):
+            match_bands(info(), RGB_NAMES, numbers)
+
+
+class TestWorkingGrid:
+    @pytest.mark.parametrize("pixel", [0.92, 1.0, 1.09])
+    def test_a_scene_within_a_tenth_keeps_its_pixels(self, pixel: float) -> None:
+        scene = info(square(pixel))
+        assert working_grid(scene, 1.0) is scene.grid
+
+    @pytest.mark.parametrize("pixel", [0.3, 0.85, 1.2, 5.0])
+    def test_a_scene_further_off_is_resampled(self, pixel: float) -> None:
+        scene = info(square(pixel))
+        grid = working_grid(scene, 1.0)
+        assert grid.gsd_m == pytest.approx(1.0, rel=1e-3)
+        assert grid.corners[0] == scene.grid.corners[0]
+
+    def test_oblong_pixels_become_square(self) -> None:
+        grid = working_grid(info(Grid((100, 100), Affine(1, 0, 339000, 0, -2, 2784000), UTM40)), 1.0)
+        assert grid.pixel_size_m == pytest.approx((1.0, 1.0), rel=1e-3)
+        assert grid.shape[0] == pytest.approx(200, abs=1)
+
+    @pytest.mark.parametrize("pixel", [0.1, 10.0])
+    def test_too_far_off_is_refused_unless_forced(self, pixel: float) -> None:
+        scene = info(square(pixel))
+        with pytest.raises(GsdError, match="made for 1 m"):
+            working_grid(scene, 1.0)
+        assert working_grid(scene, 1.0, force_gsd=True) is scene.grid
+
+    @pytest.mark.parametrize(
+        ("lon", "lat", "epsg"),
+        [(55.3, 25.2, 32640), (-70.6, -33.4, 32719), (179.99, 10, 32660), (10, 86, 5041), (10, -85, 5042)],
+    )
+    def test_degrees_are_brought_to_a_local_grid_in_metres(self, lon: float, lat: float, epsg: int) -> None:
+        degrees = 1e-5 / np.cos(np.radians(lat))
+        own = Grid((300, 200), Affine(degrees, 0, lon, 0, -1e-5, lat), CRS.from_epsg(4326))
+        grid = working_grid(info(own), 1.0)
+        assert grid.crs.to_epsg() == epsg
+        assert grid.gsd_m == pytest.approx(own.gsd_m, rel=0.02) or grid.gsd_m == pytest.approx(1.0, rel=0.02)
+        # It covers the scene: every corner lies within.
+        left, bottom, right, top = rasterio.warp.transform_bounds(own.crs, grid.crs, *own.bounds)
+        assert grid.bounds[0] <= left
+        assert grid.bounds[1] <= bottom
+        assert grid.bounds[2] >= right
+        assert grid.bounds[3] >= top
+
+    def test_nowhere_on_earth(self) -> None:
+        with pytest.raises(CrsError):
+            working_grid(info(square(1.0, at=(1e12, 1e12))), 1.0)
+
+
+class TestValueRanges:
+    def test_bytes_are_taken_as_they_are(self) -> None:
+        assert value_ranges(info(), (1, 2, 3), given=(0, 9)) == ((0.0, 255.0),) * 3
+
+    def test_the_card_s_rule(self) -> None:
+        assert value_ranges(info(dtype="uint16"), (1, 2), given=(0, 3000)) == ((0, 3000), (0, 3000))
+
+    def test_percentiles_of_valid_pixels(self, make_scene: SceneMaker) -> None:
+        data = np.full((2, 100, 101), -9999, dtype=np.float32)
+        data[0, :, :100] = np.arange(10_000).reshape(100, 100)
+        data[1, :, :100] = 7
+        scene = describe_scene(str(make_scene(data, nodata=-9999)))
+        (low, high), constant = value_ranges(scene, (1, 2), given=None)
+        assert (low, high) == (pytest.approx(200, abs=2), pytest.approx(9800, abs=2))
+        assert constant == (7, 8)
+
+    def test_nan_does_not_count(self, make_scene: SceneMaker) -> None:
+        data = np.linspace(0, 1, 10_000, dtype=np.float64).reshape(1, 100, 100)
+        data[0, :50] = np.nan
+        ((low, high),) = value_ranges(describe_scene(str(make_scene(data))), (1,), given=None)
+        assert 0.5 < low < high < 1
+
+    def test_nothing_valid(self, make_scene: SceneMaker) -> None:
+        scene = describe_scene(str(make_scene(np.full((1, 9, 9), np.nan, np.float32))))
+        with pytest.raises(SceneError, match="no valid pixel"):
+            value_ranges(scene, (1,), given=None)
+
+
+def test_a_truncated_file_is_named_with_the_place(make_scene: SceneMaker, city: NDArray[np.uint8]) -> None:
+    from landseg.scene import RasterScene, Window
+
+    path = make_scene(city)
+    os.truncate(path, path.stat().st_size // 2)
+    scene = describe_scene(str(path))
+    with RasterScene(scene, (1, 2, 3), scene.grid) as reader, pytest.raises(SceneError, match="rows 100 to 120"):
+        reader.read(Window(0, 100, 150, 20))
+
+
+def test_information_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        info().path = "other"  # type: ignore[misc]

@@ -1,0 +1,77 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from rasterio.windows import Window
+
+from landseg.config import TrainConfig
+from landseg.errors import TrainingDataError
+from landseg.model.bundle import read_bundle
+from landseg.train.job import train
+
+TILE = Path(__file__).parents[3] / "data_catalog" / "scenes" / "dubai-tile2"
+CORNER = Window(832, 704, 192, 192)
+NAMES = ("building", "land", "road", "vegetation", "water")
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> dict[str, Any]:
+    """Cut a corner out of the real data and say how to train two steps on it."""
+    for name in ("dubai_tile2.tif", "dubai_tile2_labels.tif"):
+        with rasterio.open(TILE / name) as source:
+            profile = {
+                "driver": "GTiff", "count": source.count, "dtype": "uint8", "nodata": source.nodata, "crs": source.crs,
+                "height": CORNER.height, "width": CORNER.width, "transform": source.window_transform(CORNER),
+            }  # fmt: skip
+            with rasterio.open(tmp_path / name, "w", **profile) as corner:
+                corner.write(source.read(window=CORNER))
+    return {
+        "name": "corner",
+        "out": tmp_path / "runs",
+        "legend": [{"class_id": i + 1, "name": n, "colour": f"#00000{i}"} for i, n in enumerate(NAMES)],
+        "gsd_m": 1.0,
+        "chip_px": 48,
+        "architecture": {"bins": [1, 2]},
+        "data": {
+            "root": tmp_path,
+            "training": [{"scene": "dubai_tile2.tif", "labels": "dubai_tile2_labels.tif"}],
+            "label_values": dict(enumerate(NAMES)),
+        },
+        "optimisation": {"steps": 2, "batch": 2, "checkpoint_every": 2, "loader_workers": 0},
+        "card": {"title": "Corner", "description": "A test.", "licence": "CC0-1.0", "training_data": "A corner."},
+    }
+
+
+def test_training_writes_a_bundle_that_can_be_used(keys: dict[str, Any], tmp_path: Path) -> None:
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    read = read_bundle(str(tmp_path / "runs" / "corner"))
+    assert read == bundle
+    assert (read.card.legend.names, read.card.chip_px, read.card.bands) == (NAMES, 48, ("red", "green", "blue"))
+    with rasterio.open(tmp_path / "dubai_tile2.tif") as scene:
+        seen = scene.read()[:, 4::8, 4::8].reshape(3, -1).astype(float)
+    np.testing.assert_allclose(read.card.mean, seen.mean(axis=1), atol=0.01)
+    np.testing.assert_allclose(read.card.std, seen.std(axis=1), atol=0.01)
+    with torch.inference_mode():
+        logits = read.load_network()(torch.zeros(1, 3, 48, 48))
+    assert logits.shape == (1, 5, 48, 48)
+    assert logits.isfinite().all()
+
+
+def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
+    keys["data"]["label_values"] = {0: "building", 1: "land", 2: "road", 3: "vegetation", 99: "water"}
+
+    with pytest.raises(TrainingDataError, match="class 'water' has no pixel"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert not (tmp_path / "runs").exists()
+
+
+def test_scenes_of_other_bands_than_the_model_s_are_refused(keys: dict[str, Any]) -> None:
+    keys["bands"] = ("red", "green")
+
+    with pytest.raises(TrainingDataError, match="band"):
+        train(TrainConfig.model_validate(keys), quiet=True)

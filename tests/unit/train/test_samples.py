@@ -1,0 +1,217 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from numpy.typing import NDArray
+from torchgeo.samplers import GridGeoSampler
+
+from landseg.errors import TrainingDataError
+from landseg.train.samples import (
+    IGNORED,
+    Augmentation,
+    LabelCodes,
+    Pair,
+    band_statistics,
+    class_frequencies,
+    open_pairs,
+)
+
+NAMES = ("building", "land", "water")
+CODES = LabelCodes({0: "building", 1: "land", 9: "water"}, NAMES)
+
+
+def write(
+    path: Path, data: NDArray[Any], *, left: float = 500_000, crs: str | None = "EPSG:32640", **profile: Any
+) -> Path:
+    """Write (C, H, W) as a GeoTIFF of 1 m pixels whose upper edge lies at 2 800 000 m north."""
+    bands, rows, cols = data.shape
+    transform = Affine(1, 0, left, 0, -1, 2_800_000)
+    options = {"driver": "GTiff", "count": bands, "height": rows, "width": cols, "dtype": data.dtype} | profile
+    with rasterio.open(path, "w", crs=crs, transform=transform, **options) as file:
+        file.write(data)
+    return path
+
+
+@pytest.fixture
+def pixels() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (3, 64, 96), dtype=np.uint8)
+
+
+@pytest.fixture
+def values() -> NDArray[np.uint8]:
+    return np.random.default_rng(1).choice(np.array([0, 1, 9, 77, 255], dtype=np.uint8), (1, 64, 96))
+
+
+@pytest.fixture
+def pair(tmp_path: Path, pixels: NDArray[np.uint8], values: NDArray[np.uint8]) -> Pair:
+    return Pair(write(tmp_path / "scene.tif", pixels), write(tmp_path / "labels.tif", values, nodata=255))
+
+
+def recoded(values: NDArray[np.uint8]) -> NDArray[np.int64]:
+    return np.select([values == 0, values == 1, values == 9], [0, 1, 2], IGNORED).astype(np.int64)
+
+
+def test_label_values_become_channels_and_others_ignored() -> None:
+    sample = CODES({"image": "untouched", "mask": torch.tensor([[0, 1, 9], [2, 77, 255]])})
+
+    assert sample["mask"].tolist() == [[0, 1, 2], [IGNORED, IGNORED, IGNORED]]
+    assert sample["image"] == "untouched"
+
+
+def test_several_values_may_mean_one_class() -> None:
+    codes = LabelCodes({3: "land", 4: "land", 5: "water"}, NAMES)
+
+    assert codes({"mask": torch.tensor([3, 4, 5])})["mask"].tolist() == [1, 1, 2]
+
+
+def test_samples_hold_the_pixels_and_channels_of_one_place(
+    pair: Pair, pixels: NDArray[np.uint8], values: NDArray[np.uint8]
+) -> None:
+    dataset = open_pairs([pair], CODES, 1.0, augment=False)
+
+    samples = [dataset[place] for place in GridGeoSampler(dataset, size=32)]
+
+    assert len(samples) == 6
+    expected = {
+        (pixels[:, r : r + 32, c : c + 32].tobytes(), recoded(values)[0, r : r + 32, c : c + 32].tobytes())
+        for r in (0, 32)
+        for c in (0, 32, 64)
+    }
+    assert expected == {(s["image"].to(torch.uint8).numpy().tobytes(), s["mask"].numpy().tobytes()) for s in samples}
+    assert samples[0]["image"].dtype == torch.float32
+    assert samples[0]["mask"].dtype == torch.int64
+
+
+def test_samples_are_resampled_to_the_model_s_pixels(pair: Pair) -> None:
+    dataset = open_pairs([pair], CODES, 2.0, augment=False)
+
+    samples = [dataset[place] for place in GridGeoSampler(dataset, size=16)]
+
+    assert len(samples) == 6
+    assert {tuple(s["image"].shape) for s in samples} == {(3, 16, 16)}
+    assert set(np.unique(np.stack([s["mask"] for s in samples]))) == {0, 1, 2, IGNORED}
+
+
+def test_augmented_samples_keep_each_pixel_with_its_label() -> None:
+    # The image carries the label: whatever symmetry is drawn, the two must move together.
+    mask = torch.arange(3).repeat_interleave(12).reshape(6, 6)
+    mask[0, 5] = IGNORED
+    vary = Augmentation(contrast=0, brightness=0)
+    torch.manual_seed(0)
+
+    seen = set()
+    for _ in range(200):
+        sample = vary({"image": mask[None].repeat(2, 1, 1).float(), "mask": mask, "bounds": "kept"})
+        assert torch.equal(sample["image"].long(), sample["mask"][None].repeat(2, 1, 1))
+        assert sample["bounds"] == "kept"
+        seen.add(sample["mask"].numpy().tobytes())
+
+    turned = [np.rot90(mask.numpy(), k) for k in range(4)]
+    assert seen == {np.ascontiguousarray(m).tobytes() for t in turned for m in (t, np.fliplr(t))}
+
+
+def test_recolouring_changes_pixels_within_bounds_and_never_labels() -> None:
+    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
+    mask = torch.zeros(8, 8, dtype=torch.int64)
+    vary = Augmentation()
+    torch.manual_seed(0)
+
+    means = []
+    for _ in range(100):
+        sample = vary({"image": image, "mask": mask})
+        assert sample["image"].min() >= 0
+        assert sample["image"].max() <= 255
+        assert not sample["mask"].any()
+        means.append(sample["image"].mean().item())
+
+    # Brightness alone moves the mean by at most 25 for all bands and a third of that for each.
+    assert 10 < max(means) - min(means) < 2 * (25 + 25 / 3)
+    assert np.mean(means) == pytest.approx(image.mean().item(), abs=5)
+
+
+def test_augmentation_follows_the_seed() -> None:
+    sample = {"image": torch.rand(3, 8, 8) * 255, "mask": torch.zeros(8, 8, dtype=torch.int64)}
+    vary = Augmentation()
+
+    torch.manual_seed(5)
+    first, second = vary(sample)["image"], vary(sample)["image"]
+    torch.manual_seed(5)
+
+    assert torch.equal(vary(sample)["image"], first)
+    assert not torch.equal(second, first)
+
+
+def test_class_frequencies_are_shares_of_the_labelled_pixels(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    # Blocks of 16, so that reading every 8th pixel sees each block alike: 3 : 5 : 2 and two unlabelled.
+    blocks = np.array([0, 0, 0, 1, 1, 1, 1, 1, 9, 9, 77, 255], dtype=np.uint8).reshape(3, 4)
+    labels = write(tmp_path / "labels.tif", np.kron(blocks, np.ones((16, 16), dtype=np.uint8))[None], nodata=255)
+    scene = write(tmp_path / "scene.tif", pixels)
+
+    np.testing.assert_allclose(class_frequencies([Pair(scene, labels)], CODES, 3), [0.3, 0.5, 0.2])
+
+
+def test_labels_without_a_known_class_are_refused(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    pair = Pair(
+        write(tmp_path / "scene.tif", pixels), write(tmp_path / "labels.tif", np.full((1, 64, 96), 77, dtype=np.uint8))
+    )
+
+    with pytest.raises(TrainingDataError, match="no pixel of the labels has a known class"):
+        class_frequencies([pair], CODES, 3)
+
+
+def test_band_statistics_are_those_of_all_scenes_together(tmp_path: Path) -> None:
+    # Blocks of 8: reading every 8th pixel sees each once. Scenes of different sizes weigh by their pixels.
+    draw = np.random.default_rng(0)
+    blocks = [draw.integers(0, 256, (2, rows, 4)).astype(np.uint8) for rows in (3, 9)]
+    pairs = []
+    for i, block in enumerate(blocks):
+        scene = write(tmp_path / f"scene{i}.tif", np.kron(block, np.ones((8, 8), dtype=np.uint8)))
+        pairs.append(Pair(scene, scene))
+    together = np.concatenate([b.reshape(2, -1) for b in blocks], axis=1).astype(float)
+
+    mean, std = band_statistics(pairs)
+
+    np.testing.assert_allclose(mean, together.mean(axis=1), atol=5e-4)
+    np.testing.assert_allclose(std, together.std(axis=1), atol=5e-4)
+
+
+def test_missing_files_are_refused(tmp_path: Path, pair: Pair) -> None:
+    with pytest.raises(TrainingDataError, match=r"can't read .*none\.tif"):
+        open_pairs([pair, Pair(tmp_path / "none.tif", pair.labels)], CODES, 1.0, augment=False)
+
+
+def test_files_that_are_no_rasters_are_refused(tmp_path: Path, pair: Pair) -> None:
+    (tmp_path / "text.tif").write_text("hello")
+
+    with pytest.raises(TrainingDataError, match=r"can't read .*text\.tif"):
+        open_pairs([Pair(pair.scene, tmp_path / "text.tif")], CODES, 1.0, augment=False)
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_pairs_without_a_crs_are_refused(tmp_path: Path, pair: Pair, values: NDArray[np.uint8]) -> None:
+    adrift = write(tmp_path / "adrift.tif", values, crs=None)
+
+    with pytest.raises(TrainingDataError, match="no coordinate reference system"):
+        open_pairs([Pair(pair.scene, adrift)], CODES, 1.0, augment=False)
+
+
+def test_labels_of_another_place_are_refused(tmp_path: Path, pair: Pair, values: NDArray[np.uint8]) -> None:
+    elsewhere = write(tmp_path / "elsewhere.tif", values, left=600_000)
+
+    with pytest.raises(TrainingDataError, match=r"elsewhere\.tif do not overlap the scene"):
+        open_pairs([Pair(pair.scene, elsewhere)], CODES, 1.0, augment=False)
+
+
+def test_ground_that_the_labels_do_not_cover_is_ignored(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
+    # 0 is a class here, and what GDAL fills with where a raster declares no nodata.
+    land = np.full((1, 64, 40), 1, dtype=np.uint8)
+    pair = Pair(write(tmp_path / "scene.tif", pixels), write(tmp_path / "labels.tif", land))
+    dataset = open_pairs([pair], CODES, 1.0, augment=False)
+
+    masks = [dataset[place]["mask"] for place in GridGeoSampler(dataset, size=32)]
+
+    assert set(np.unique(np.concatenate([m.ravel() for m in masks]))) <= {1, IGNORED}
