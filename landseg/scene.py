@@ -25,8 +25,8 @@ from landseg.grid import LONLAT, Grid
 
 NodataPolicy = Literal["all", "any"]
 
-# Where a raster has both, GDAL lets the declared nodata value decide and not the alpha band; so does landseg. The warning
-# would come once per chip.
+# Where a raster has both, GDAL lets the declared nodata value decide and not the alpha band; so does landseg. The
+# warning would come once per chip.
 warnings.filterwarnings("ignore", category=NodataShadowWarning)
 # `describe_scene` says it in an error of its own.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)

@@ -34,7 +34,9 @@ RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 @pytest.fixture(scope="session")
 def legend() -> Legend:
     """Three classes whose ids are not their channels."""
-    return Legend((LandClass(2, "building", "#d55e00"), LandClass(5, "park", "#009e73"), LandClass(7, "water", "#56b4e9")))
+    return Legend(
+        (LandClass(2, "building", "#d55e00"), LandClass(5, "park", "#009e73"), LandClass(7, "water", "#56b4e9"))
+    )
 
 
 def small_card(legend: Legend, **changes: Any) -> Card:

@@ -48,7 +48,9 @@ def everything(scene: SceneReader) -> Pixels:
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "float32", "float64"])
-@pytest.mark.parametrize("layout", [{}, TILED, {"compress": "lzw"}, {"compress": "zstd", **TILED, "interleave": "band"}])
+@pytest.mark.parametrize(
+    "layout", [{}, TILED, {"compress": "lzw"}, {"compress": "zstd", **TILED, "interleave": "band"}]
+)
 def test_pixels_of_every_type_and_layout(make_scene: SceneMaker, dtype: str, layout: dict[str, Any]) -> None:
     expected = truth(dtype)
     with open_scene(make_scene(expected, **layout)) as scene:

@@ -138,5 +138,3 @@ def test_a_disk_that_fills_up(
     assert outcome.code == 4, outcome.err
     assert "disk" in outcome.err
     assert [path.name for path in small_disk.iterdir()] == ["ballast"]
-
-

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -15,7 +16,6 @@ from landseg.grid import Grid, Tiling
 from landseg.mosaic import Mosaic
 from landseg.scene import Pixels
 from tests.conftest import UTM40
-from affine import Affine
 
 CLASS_IDS = (2, 5, 7)
 AS_THEY_ARE = Normalisation.of(((0.0, 255.0),), mean=(0.0,), std=(1.0,))

@@ -70,7 +70,7 @@ def test_a_resampled_grid_covers_the_same_ground(factors: tuple[float, float], s
     assert grid.pixel_size_m == pytest.approx(
         tuple(f * s for f, s in zip(factors, NORTH_UP.pixel_size_m, strict=True)), rel=1e-6
     )
-    left, bottom, right, top = NORTH_UP.bounds
+    _, bottom, right, _ = NORTH_UP.bounds
     assert grid.bounds[1] <= bottom + 1e-6
     assert grid.bounds[2] >= right - 1e-6
 

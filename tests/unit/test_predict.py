@@ -63,9 +63,7 @@ def test_bf16_is_near_fp32() -> None:
 
 
 @pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL], ids=["gpu", "cpu"])
-def test_out_of_memory_halves_the_batch_and_says_so_once(
-    error: RuntimeError, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_out_of_memory_halves_the_batch_and_says_so_once(error: RuntimeError, caplog: pytest.LogCaptureFixture) -> None:
     network = Hungry(3, error)
     predictor = Predictor(network, CPU)
     x = torch.randn(8, 1, 4, 4)
@@ -101,7 +99,9 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         choose_device("cuda")
 
 
-@pytest.mark.parametrize(("amx", "avx512", "expected"), [(1, 1, torch.bfloat16), (0, 1, torch.bfloat16), (0, 0, torch.float32)])
+@pytest.mark.parametrize(
+    ("amx", "avx512", "expected"), [(1, 1, torch.bfloat16), (0, 1, torch.bfloat16), (0, 0, torch.float32)]
+)
 def test_bf16_is_chosen_where_the_cpu_multiplies_it(
     monkeypatch: pytest.MonkeyPatch, amx: bool, avx512: bool, expected: torch.dtype
 ) -> None:

@@ -106,7 +106,7 @@ def test_weights_come_back_within_16_bits(bundle: Bundle, network: PSPNet) -> No
     assert loaded.auxiliary is None
     for name, tensor in loaded.state_dict().items():
         assert tensor.dtype == original[name].dtype
-        # 11 bits of significand: half a unit in the last place is 2 ** -11 of the value; 2 ** -25 below the normal range.
+        # 11 bits of significand: off by at most 2 ** -11 of the value, or 2 ** -25 below the normal range.
         assert torch.all((tensor - original[name]).abs() <= original[name].abs() * 2**-11 + 2**-25), name
 
 

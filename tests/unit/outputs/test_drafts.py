@@ -19,19 +19,27 @@ def test_nothing_appears_before_publication(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(finals)
 
 
+def fail(final: Path) -> None:
+    """Begin to write a product and fail."""
+
+    def write() -> None:
+        with Drafts(final) as drafts:
+            drafts.path(final).write_text("half")
+            raise RuntimeError("failed")
+
+    with pytest.raises(RuntimeError, match="failed"):
+        write()
+
+
 def test_an_error_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), Drafts(tmp_path / "a.gpkg") as drafts:
-        drafts.path(tmp_path / "a.tif").write_text("half")
-        raise RuntimeError
+    fail(tmp_path / "a.gpkg")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_earlier_product_stays_until_it_is_replaced(tmp_path: Path) -> None:
     final = tmp_path / "a.gpkg"
     final.write_text("old")
-    with pytest.raises(RuntimeError), Drafts(final) as drafts:
-        drafts.path(final).write_text("half")
-        raise RuntimeError
+    fail(final)
     assert final.read_text() == "old"
 
 

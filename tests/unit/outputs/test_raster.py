@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def published(
     draft = LabelRaster(folder / "draft.tif", grid(*labels.shape), legend)
     edges = [0, *(cuts or []), len(labels)]
     with draft:
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             draft.write(labels[start:stop], confidence[start:stop])
     path = folder / "map.tif"
     draft.publish(path)

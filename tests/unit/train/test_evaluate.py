@@ -194,9 +194,16 @@ def test_a_reference_in_another_crs_is_brought_to_the_map(tmp_path: Path) -> Non
 
     placed = np.full((40, 40), 255, dtype=np.uint8)
     reproject(
-        values, placed, src_transform=degrees, src_crs=CRS.from_epsg(4326), dst_transform=METRE,
-        dst_crs=CRS.from_epsg(32640), src_nodata=255, dst_nodata=255, init_dest_nodata=True, resampling=Resampling.nearest,
-    )  # fmt: skip
+        values,
+        placed,
+        src_transform=degrees,
+        src_crs=CRS.from_epsg(4326),
+        dst_transform=METRE,
+        dst_crs=CRS.from_epsg(32640),
+        src_nodata=255,
+        dst_nodata=255,
+        resampling=Resampling.nearest,
+    )
     assert (placed != 255).sum() > 100
     assert np.array_equal(scores.confusion, counted(predicted, channels(placed)))
 

@@ -16,7 +16,8 @@ from landseg.train.samples import LabelCodes, Pair
 
 TILE = Path(__file__).parents[3] / "data_catalog" / "scenes" / "dubai-tile2"
 CORNER = Window(832, 704, 192, 192)
-CODES = LabelCodes({0: "building", 1: "land", 2: "road", 3: "vegetation", 4: "water"}, ("building", "land", "road", "vegetation", "water"))  # fmt: skip
+NAMES = ("building", "land", "road", "vegetation", "water")
+CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
 STEPS = 4
 EPOCH = 2
 
@@ -37,7 +38,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 
 class Small(nn.Module):
-    """Stands in for PSPNet, whose checkpoints take seconds to write: normalisation, dropout and two outputs as there."""
+    """Stands in for PSPNet, whose checkpoints take seconds to write; has normalisation, dropout and two outputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class Small(nn.Module):
         self.head = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(16, 5, 1))
         self.auxiliary = nn.Conv2d(16, 5, 1)
 
-    def forward(self, x: Tensor, *, with_auxiliary: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, *, with_auxiliary: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         y = self.features(x)
         return self.head(y), self.auxiliary(y)
 

@@ -1,0 +1,151 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pystac
+import pytest
+import rasterio
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+
+from landseg.config import RunConfig
+from landseg.errors import DiskError, UsageError
+from landseg.mosaic import Mosaic
+from landseg.run import (
+    BASE_BYTES,
+    OutputPaths,
+    Plan,
+    Progress,
+    build_plan,
+    check,
+    execute,
+    map_labels,
+    projected_seconds,
+)
+from tests.conftest import SceneMaker
+
+
+@pytest.fixture
+def plan(make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path) -> Plan:
+    return build_plan(str(make_scene(city)), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle), device="cpu"))
+
+
+def test_outputs_are_named_after_the_main_one() -> None:
+    outputs = OutputPaths.of(Path("a/b.c.gpkg"), picture=True)
+    assert [str(path) for path in outputs.all] == [
+        "a/b.c.tif.aux.xml",
+        "a/b.c.tif",
+        "a/b.c.png",
+        "a/b.c.gpkg",
+        "a/b.c.json",
+    ]
+    assert OutputPaths.of(Path("b.gpkg"), picture=False).picture is None
+
+
+def test_a_plan_decides_everything(plan: Plan) -> None:
+    assert plan.bands == (1, 2, 3)
+    assert plan.grid is plan.info.grid
+    assert plan.tiling.shape == (120, 150)
+    assert (plan.tiling.chip_px, plan.tiling.overlap_px) == (48, 12)
+    assert json.loads(json.dumps(plan.summary()))["chips"]["count"] == plan.tiling.chip_count
+
+
+def test_memory_is_projected_from_its_parts(plan: Plan) -> None:
+    assert plan.memory_bytes > BASE_BYTES + 2 * Mosaic.projected_bytes(plan.tiling, 3)
+
+
+def test_memory_does_not_grow_with_height(make_scene: SceneMaker, small_bundle: Path, tmp_path: Path) -> None:
+    config = RunConfig(model=str(small_bundle), device="cpu")
+    heights = []
+    for rows in (500, 5000):
+        scene = make_scene(np.zeros((3, rows, 64), np.uint8), name=f"{rows}.tif")
+        heights.append(build_plan(str(scene), tmp_path / "map.gpkg", config).memory_bytes)
+    assert heights[0] == heights[1]
+
+
+def test_a_check_that_passes_leaves_no_trace(plan: Plan, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    check(plan)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_is_refused_before_anything_is_read(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landseg.outputs.drafts.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(DiskError):
+        check(plan)
+
+
+def test_only_geopackages_are_written(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="gpkg"):
+        build_plan(plan.info.path, tmp_path / "map.shp", plan.config)
+
+
+def test_progress_reaches_the_end(plan: Plan) -> None:
+    seen: list[Progress] = []
+    execute(plan, seen.append)
+    mapping = [progress for progress in seen if progress.stage == "map"]
+    assert [progress.done for progress in mapping] == sorted(progress.done for progress in mapping)
+    assert mapping[-1].done == mapping[-1].total == plan.grid.size
+    assert mapping[-1].chips == plan.tiling.chip_count
+    assert [progress.stage for progress in seen[-3:]] == ["raster", "polygons", "outputs"]
+
+
+def test_the_manifest_is_a_stac_item_that_says_how_the_map_was_made(plan: Plan) -> None:
+    result = execute(plan)
+    item = pystac.Item.from_file(str(result.outputs.manifest))
+    assert item.id == "map"
+    assert item.properties["proj:code"] == "EPSG:32640"
+    assert item.properties["landseg:model"]["sha256"] == plan.bundle.sha256
+    assert item.properties["landseg:config"]["overlap"] == 0.25
+    assert item.properties["landseg:valid_pixels"] == plan.grid.size
+    assert set(item.properties["processing:software"]) >= {"landseg", "torch", "gdal"}
+    assert set(item.assets) == {"polygons", "raster", "raster-classes"}
+    for asset in item.assets.values():
+        path = result.outputs.manifest.parent / asset.href
+        assert path.stat().st_size == asset.extra_fields["file:size"]
+        import hashlib
+
+        assert asset.extra_fields["file:checksum"] == "1220" + hashlib.sha256(path.read_bytes()).hexdigest()
+    assert item.bbox is not None
+    lon, lat = 55.4025, 25.1634
+    assert item.bbox[0] == pytest.approx(lon, abs=0.01)
+    assert item.bbox[3] == pytest.approx(lat, abs=0.01)
+
+
+def test_a_crs_without_a_code_is_recorded_whole(
+    make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
+) -> None:
+    crs = CRS.from_string("+proj=laea +lat_0=25 +lon_0=55 +datum=WGS84 +units=m")
+    scene = make_scene(city, crs=crs, transform=Affine(1, 0, 0, 0, -1, 0))
+    result = execute(build_plan(str(scene), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle))))
+    properties = result.manifest["properties"]
+    assert properties["proj:code"] is None
+    assert CRS.from_wkt(properties["proj:wkt2"]) == crs
+
+
+def test_labels_alone(plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    labels = map_labels(plan, folder)
+    result = execute(plan)
+    with rasterio.open(labels) as alone, rasterio.open(result.outputs.raster) as full:
+        assert (alone.read() == full.read()).all()
+
+
+@pytest.mark.parametrize("pixel", [0.5, 2.0])
+def test_a_resampled_scene_is_mapped_at_the_model_s_resolution(
+    make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path, pixel: float
+) -> None:
+    scene = make_scene(city, transform=Affine(pixel, 0, 339000, 0, -pixel, 2784000))
+    result = execute(build_plan(str(scene), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle), picture=True)))
+    with rasterio.open(result.outputs.raster) as file:
+        assert file.shape == pytest.approx((120 * pixel, 150 * pixel), abs=1)
+        assert file.res[0] == pytest.approx(1.0, rel=2e-3)
+        assert (file.read(1) != 0).all()
+    assert result.outputs.picture is not None
+    assert result.outputs.picture.stat().st_size > 10_000
+
+
+def test_time_is_projected(plan: Plan) -> None:
+    assert projected_seconds(plan) > 0

@@ -1,0 +1,68 @@
+import io
+
+import pytest
+
+from landseg.outputs import ClassArea
+from landseg.run import Progress
+from landseg.terminal import duration, print_areas, print_pairs, show_progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0, "0 s"), (89.4, "89 s"), (90, "2 min"), (5399, "90 min"), (5400, "1.5 h")]
+)
+def test_durations_are_said_as_people_do(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+def test_quiet_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(quiet=True) as update:
+        update(Progress("map", 1, 2, 3))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_plain_lines_go_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr("landseg.terminal.time.monotonic", lambda: float(next(clock)))
+    with show_progress(quiet=False) as update:
+        update(Progress("map", 0, 4_000_000, 0))
+        update(Progress("map", 1_000_000, 4_000_000, 50))
+        update(Progress("map", 4_000_000, 4_000_000, 200))
+        update(Progress("raster"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert lines[0] == "landseg: mapping"
+    assert lines[1].startswith("landseg: mapping: 25 %, ")
+    for unit in ("chips/s", "Mpx/s", "left"):
+        assert unit in lines[1]
+    assert lines[2:] == ["landseg: writing the raster"]
+
+
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("sys.stderr", terminal)
+    with show_progress(quiet=False) as update:
+        update(Progress("map", 0, 100, 0))
+        update(Progress("map", 50, 100, 5))
+        update(Progress("polygons"))
+    assert "mapping" in terminal.getvalue()
+    assert "polygons" in terminal.getvalue()
+
+
+def test_the_class_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_areas([ClassArea(1, "building", 123_456.0, 0.25, 1234, 81.4), ClassArea(2, "[park]", 0.0, 0.0, 0, None)])
+    heading, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heading == ["class", "area", "(ha)", "share", "polygons", "confidence"]
+    assert first == ["building", "12.3", "25.0%", "1,234", "81", "%"]
+    assert second == ["[park]", "0.0", "0.0%", "0"]
+
+
+def test_values_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_pairs({"scene": "a[b].tif"})
+    assert capsys.readouterr().out.split() == ["scene", "a[b].tif"]
