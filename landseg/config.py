@@ -63,7 +63,9 @@ class DataConfig(Strict):
     root: Path = Field(Path(), description="folder that the pairs' paths are relative to")
     training: tuple[PairConfig, ...] = Field(min_length=1)
     held_out: tuple[PairConfig, ...] = ()
-    label_values: dict[int, str] = Field(description="value in the label rasters -> class name; others are ignored")
+    label_values: dict[Annotated[int, Field(ge=0, le=255)], str] = Field(
+        description="value in the label rasters -> class name; others are ignored"
+    )
 
 
 class ArchitectureConfig(Strict):
@@ -160,6 +162,8 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         mark = error.problem_mark
         place = path if mark is None else f"{path}, line {mark.line + 1}, column {mark.column + 1}"
         raise ConfigError(f"{place}: not YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
     if data is None:
         data = {}
     if not isinstance(data, dict):

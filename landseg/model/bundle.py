@@ -91,26 +91,30 @@ class Card:
         """Write the card as a STAC Item whose asset is the weights file of that digest."""
         chip = [-1, self.architecture.in_channels, self.chip_px, self.chip_px]
         scores = [-1, self.architecture.classes, self.chip_px, self.chip_px]
-        axes = ["batch", "channel", "height", "width"]
+        axes = ["height", "width"]
+        # Named twice: MLM asks for them in the properties, where STAC allows them only if an asset has them too.
+        bands = [{"name": band} for band in self.bands]
         properties: dict[str, Any] = {
             "datetime": self.created,
             "title": self.title,
             "description": self.description,
             "license": self.licence,
             "gsd": self.gsd_m,
+            "bands": bands,
             "mlm:name": self.name,
             "mlm:architecture": "PSPNet",
             "mlm:tasks": ["semantic-segmentation"],
-            "mlm:framework": "pytorch",
+            "mlm:framework": "PyTorch",
             "mlm:framework_version": torch.__version__,
             "mlm:total_parameters": parameters,
             "mlm:pretrained": False,
+            "mlm:pretrained_source": None,
             "mlm:accelerator": None,
             "mlm:input": [
                 {
                     "name": "chip",
                     "bands": list(self.bands),
-                    "input": {"shape": chip, "dim_order": axes, "data_type": "float32"},
+                    "input": {"shape": chip, "dim_order": ["batch", "bands", *axes], "data_type": "float32"},
                     "value_scaling": [
                         {"type": "z-score", "mean": mean, "stddev": std}
                         for mean, std in zip(self.mean, self.std, strict=True)
@@ -122,7 +126,7 @@ class Card:
                 {
                     "name": "logits",
                     "tasks": ["semantic-segmentation"],
-                    "result": {"shape": scores, "dim_order": axes, "data_type": "float32"},
+                    "result": {"shape": scores, "dim_order": ["batch", "class", *axes], "data_type": "float32"},
                     "classification:classes": [
                         {"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in self.legend
                     ],
@@ -149,6 +153,7 @@ class Card:
                     "type": "application/vnd.safetensors",
                     "title": "Weights, 16 bit",
                     "roles": ["mlm:model", "mlm:weights"],
+                    "bands": bands,
                     "mlm:artifact_type": "safetensors",
                     "file:checksum": SHA256_MULTIHASH + sha256,
                 }
@@ -310,6 +315,11 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
     """Write a bundle, replacing the one at ``folder`` when it is complete.
 
     The auxiliary head, which only training needs, is left out.
+
+    Raises
+    ------
+    BundleError
+        If a weight is not a number, or too large for 16 bit.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     state = {
@@ -317,6 +327,11 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
         for name, tensor in network.state_dict().items()
         if not name.startswith("auxiliary.")
     }
+    overflown = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    if overflown:
+        raise BundleError(
+            f"the weights {overflown[0]} are not finite at 16 bit", "train again at a lower learning rate"
+        )
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

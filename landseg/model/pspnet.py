@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landseg.model.resnet import BackboneName, OutputStride, ResNet, conv3x3
+from landseg.model.resnet import LAYOUTS, BackboneName, OutputStride, ResNet, conv3x3
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,14 @@ class Architecture:
     classes: int = 5
     output_stride: OutputStride = 8
     bins: tuple[int, ...] = (1, 2, 3, 6)
+
+    def __post_init__(self) -> None:
+        if self.backbone not in LAYOUTS:
+            raise ValueError(f"there is no backbone '{self.backbone}'")
+        if self.output_stride not in (8, 16, 32):
+            raise ValueError(f"output stride {self.output_stride} is not 8, 16 or 32")
+        if not self.bins or min(self.bins) < 1:
+            raise ValueError(f"{self.bins} are no numbers of bins")
 
 
 class PyramidPooling(nn.Module):

@@ -197,13 +197,11 @@ def _warp_options(predicted: Any, reference: Any) -> dict[str, Any]:
 
 
 def _blocks(predicted: Any, aligned: Any, codes: LabelCodes) -> Iterator[Block]:
-    table = codes.table.numpy()
     rows, cols = predicted.shape
     for top in range(0, rows, BLOCK_PX):
         for left in range(0, cols, BLOCK_PX):
             window = Window(left, top, min(BLOCK_PX, cols - left), min(BLOCK_PX, rows - top))
             values = aligned.read(1, window=window)
-            known = (aligned.read_masks(1, window=window) > 0) & (values >= 0) & (values < table.size)
-            channels = np.full(values.shape, IGNORED, dtype=np.int64)
-            channels[known] = table[values[known].astype(np.int64)]
+            channels = codes.recode(torch.from_numpy(values.astype(np.int64))).numpy()
+            channels[aligned.read_masks(1, window=window) == 0] = IGNORED
             yield predicted.read(1, window=window), channels

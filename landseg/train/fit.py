@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import stack_samples
 from torchgeo.samplers import RandomGeoSampler
 
+from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.losses import pspnet_loss
 from landseg.train.samples import LabelCodes, Pair, open_pairs
@@ -166,6 +167,11 @@ def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, 
     -------
     PSPNet
         The trained network.
+
+    Raises
+    ------
+    RunInterruptedError
+        On Ctrl-C.
     """
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -174,12 +180,21 @@ def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, 
         max_steps=training.schedule.steps,
         precision=precision,
         default_root_dir=folder,
-        callbacks=[ModelCheckpoint(last.parent, last.stem, every_n_epochs=1, enable_version_counter=False)],
+        # Not every_n_epochs: without validation Lightning resumes such a checkpoint in the epoch that it ended.
+        callbacks=[
+            ModelCheckpoint(last.parent, last.stem, every_n_train_steps=data.batches, enable_version_counter=False)
+        ],
         logger=CSVLogger(folder, name="log", version=""),
         log_every_n_steps=min(10, data.batches),
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
         enable_progress_bar=not quiet,
     )
-    trainer.fit(training, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    try:
+        trainer.fit(training, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    except SystemExit as leaving:
+        # What Lightning makes of Ctrl-C.
+        raise RunInterruptedError(
+            f"training stopped at step {trainer.global_step}", "run it again to go on from the last checkpoint"
+        ) from leaving
     return training.network

@@ -51,6 +51,11 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     if absent:
         raise TrainingDataError(f"class '{absent[0]}' has no pixel in the training labels")
     mean, std = band_statistics(pairs)
+    if len(mean) != len(config.bands):
+        raise TrainingDataError(
+            f"the training scenes have {len(mean)} bands; the configuration names {len(config.bands)}",
+            f"bands: {', '.join(config.bands)}",
+        )
     architecture = Architecture(
         backbone=config.architecture.backbone,
         in_channels=len(config.bands),

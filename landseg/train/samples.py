@@ -14,6 +14,7 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
+from rasterio.vrt import WarpedVRT
 from torch import Tensor
 from torchgeo.datasets import IntersectionDataset, RasterDataset
 
@@ -34,6 +35,14 @@ class Pair:
 class _Labels(RasterDataset):
     is_image = False
 
+    def _load_warp_file(self, filepath: Any) -> Any:
+        """Open a raster so that what it does not cover is `IGNORED` and not, as torchgeo has it, 0: a class perhaps."""
+        source = rasterio.open(filepath)
+        if source.nodata is None:
+            return WarpedVRT(source, crs=self.crs, nodata=IGNORED)
+        source.close()
+        return super()._load_warp_file(filepath)
+
 
 class LabelCodes:
     """Turn the values of label rasters into channel indices.
@@ -47,13 +56,19 @@ class LabelCodes:
     """
 
     def __init__(self, label_values: Mapping[int, str], names: Sequence[str]) -> None:
-        self.table = torch.full((256,), IGNORED, dtype=torch.int64)
+        # One entry more, for all that no byte holds.
+        self.table = torch.full((257,), IGNORED, dtype=torch.int64)
         for value, name in label_values.items():
             self.table[value] = list(names).index(name)
 
     def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
         """Recode ``sample["mask"]``."""
-        return sample | {"mask": self.table[sample["mask"]]}
+        return sample | {"mask": self.recode(sample["mask"])}
+
+    def recode(self, values: Tensor) -> Tensor:
+        """Turn integers of any size and shape into channel indices, int64."""
+        values = values.long()
+        return self.table[values.where((values >= 0) & (values <= 255), 256)]
 
 
 class Augmentation:
@@ -138,7 +153,7 @@ def class_frequencies(pairs: Sequence[Pair], codes: LabelCodes, classes: int) ->
     for pair in pairs:
         with rasterio.open(pair.labels) as labels:
             shape = (max(1, labels.height // 8), max(1, labels.width // 8))
-            channels = codes.table[torch.from_numpy(labels.read(1, out_shape=shape).astype(np.int64))].numpy()
+            channels = codes.recode(torch.from_numpy(labels.read(1, out_shape=shape).astype(np.int64))).numpy()
         counts += np.bincount(channels[channels != IGNORED], minlength=classes)[:classes]
     if counts.sum() == 0:
         raise TrainingDataError(

@@ -1,10 +1,13 @@
 """Scenes behind HTTP and S3 are read window by window, through GDAL's own clients and a real server on loopback."""
 
-import threading
+import multiprocessing
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +23,12 @@ KEY = f"{DEMO_SCENE.parent.name}/{DEMO_SCENE.name}"
 WINDOW = Window(600, 700, 100, 80)
 
 
-class RangeServer(ThreadingHTTPServer):
-    """Serves a folder, ranges included, and counts the bytes that it sent."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), partial(_RangeHandler, directory=str(folder)))
-        self.sent_bytes = 0
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-
 class _RangeHandler(SimpleHTTPRequestHandler):
-    server: RangeServer
+    """Serves files, ranges included, and counts the bytes that it sent."""
 
-    def do_GET(self) -> None:  # noqa: N802
+    sent_bytes: Synchronized
+
+    def do_GET(self) -> None:
         path = Path(self.translate_path(self.path))
         if not path.is_file():
             self.send_error(HTTPStatus.NOT_FOUND)
@@ -50,22 +43,41 @@ class _RangeHandler(SimpleHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
-        self.server.sent_bytes += stop - start
+        with self.sent_bytes.get_lock():
+            self.sent_bytes.value += stop - start
         self.wfile.write(content[start:stop])
 
     def log_message(self, *_: object) -> None:
         """Keep quiet."""
 
 
-@pytest.fixture
+def serve(folder: str, port: Synchronized, sent_bytes: Synchronized) -> None:
+    _RangeHandler.sent_bytes = sent_bytes
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_RangeHandler, directory=folder)) as server:
+        port.value = server.server_port
+        server.serve_forever()
+
+
+@dataclass(frozen=True)
+class RangeServer:
+    address: str
+    sent_bytes: Synchronized
+
+
+@pytest.fixture(scope="module")
 def server() -> Iterator[RangeServer]:
+    # In a process of its own: GDAL holds the interpreter's lock while it waits for an answer.
+    context = multiprocessing.get_context("spawn")
+    port, sent_bytes = context.Value("i", 0), context.Value("q", 0)
     # The grandparent, so that S3 has a folder to call its bucket.
-    with RangeServer(DEMO_SCENE.parent.parent) as running:
-        thread = threading.Thread(target=running.serve_forever)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    process = context.Process(target=serve, args=(str(DEMO_SCENE.parent.parent), port, sent_bytes), daemon=True)
+    process.start()
+    while not port.value:
+        assert process.is_alive()
+        time.sleep(0.01)
+    yield RangeServer(f"127.0.0.1:{port.value}", sent_bytes)
+    process.terminate()
+    process.join()
 
 
 @pytest.fixture(params=["http", "s3"])
@@ -84,13 +96,14 @@ def url(request: pytest.FixtureRequest, server: RangeServer, monkeypatch: pytest
 
 
 def test_windows_of_a_remote_scene(server: RangeServer, url: str) -> None:
+    before = server.sent_bytes.value
     info = describe_scene(url)
     assert info.grid.shape == (1632, 1528)
     with RasterScene(info, (1, 2, 3), info.grid) as scene:
         data = scene.read(WINDOW).data
     with rasterio.open(DEMO_SCENE) as local:
         assert np.array_equal(data, local.read(window=WINDOW))
-    assert 0 < server.sent_bytes < DEMO_SCENE.stat().st_size / 2
+    assert 0 < server.sent_bytes.value - before < DEMO_SCENE.stat().st_size / 2
 
 
 def test_a_remote_scene_that_is_not_there(server: RangeServer) -> None:
