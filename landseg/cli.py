@@ -134,7 +134,10 @@ def _need_training_packages() -> None:
 
     missing = [name for name in ("lightning", "torchgeo", "torchmetrics") if find_spec(name) is None]
     if missing:
-        raise UsageError(f"training needs {missing[0]}, which is not installed", "pip install 'landseg[train]'")
+        raise UsageError(
+            f"training needs {missing[0]}, which is not installed",
+            "install landseg with its extra 'train': pip install '.[train]' in its folder",
+        )
 
 
 @app.command()

@@ -40,4 +40,4 @@ def _version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
-        return "not installed (needed for training alone: pip install 'landseg[train]')"
+        return "not installed (training alone needs it: landseg's extra 'train')"

@@ -87,9 +87,10 @@ class Grid:
     def resampled(self, factors: tuple[float, float]) -> "Grid":
         """Give the grid over the same ground whose pixels are ``factors`` (rows, cols) times as large.
 
-        The last row and column may reach beyond this grid by less than a pixel, so that nothing is cut off.
+        The last row and column are there if their centres lie on this grid: a fringe that holds no data would be worse
+        than a missing half pixel.
         """
-        shape = tuple(max(1, math.ceil(n / f - 1e-6)) for n, f in zip(self.shape, factors, strict=True))
+        shape = tuple(max(1, round(n / f)) for n, f in zip(self.shape, factors, strict=True))
         return Grid((shape[0], shape[1]), self.transform @ Affine.scale(factors[1], factors[0]), self.crs)
 
 

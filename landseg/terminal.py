@@ -126,7 +126,7 @@ def print_areas(areas: "Sequence[ClassArea]") -> None:
             f"{area.polygons:,}",
             "" if area.confidence is None else f"{area.confidence:.0f} %",
         )
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
@@ -139,7 +139,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         shares = [f"{n / sum(row):.0%}" if sum(row) else "" for n in row]
         figures = ["" if value is None else f"{value:.3f}" for value in (scores["iou"][name], scores["f1"][name])]
         table.add_row(name, *figures, *shares)
-    Console(highlight=False).print(table)
+    _console().print(table)
     print("Rows: reference; columns on the right: what it was mapped as.")
     accuracy = f"mIoU {scores['miou']:.3f}, overall accuracy {scores['overall_accuracy']:.3f}"
     print(f"{accuracy}, {scores['labelled_px']:,} pixels")
@@ -191,7 +191,12 @@ def print_pairs(rows: Mapping[str, str]) -> None:
     table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    # Names are the user's: brackets in them are no markup.
+    return Console(markup=False, highlight=False)
 
 
 def duration(seconds: float) -> str:

@@ -1,1 +1,1 @@
-"""Training and evaluation: needs ``pip install landseg[train]``; nothing that maps imports it."""
+"""Training and evaluation: needs landseg's extra ``train``; nothing that maps imports it."""

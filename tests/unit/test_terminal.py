@@ -38,7 +38,11 @@ def test_plain_lines_go_to_stderr(capsys: pytest.CaptureFixture[str], monkeypatc
     assert lines[2:] == ["landseg: writing the raster"]
 
 
-def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [(Progress("map", 50, 100, 5), ["mapping", "50 %"]), (Progress("polygons"), ["drawing polygons"])],
+)
+def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, last: Progress, expected: list[str]) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -49,10 +53,9 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stderr", terminal)
     with show_progress(quiet=False) as update:
         update(Progress("map", 0, 100, 0))
-        update(Progress("map", 50, 100, 5))
-        update(Progress("polygons"))
-    assert "mapping" in terminal.getvalue()
-    assert "polygons" in terminal.getvalue()
+        update(last)
+    for text in expected:
+        assert text in terminal.getvalue()
 
 
 def test_the_class_table(capsys: pytest.CaptureFixture[str]) -> None:
