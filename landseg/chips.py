@@ -9,7 +9,6 @@ from typing import Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rasterio.windows import Window
 from torch import Tensor
 
 from landseg.grid import ChipWindow, Tiling
@@ -136,14 +135,11 @@ def read_batches(
 
 
 def _read_chip(scene: SceneReader, window: ChipWindow, normalise: Normalisation) -> _Chip:
-    rows, cols = scene.grid.shape
-    read = window.read
-    within = Window(read.col_off, read.row_off, min(read.width, cols), min(read.height, rows))
-    pixels = scene.read(within)
+    pixels = scene.read(window.inside)
     if not pixels.valid.any():
         return _Chip(window, None, pixels.valid)
     values, valid = normalise(pixels), pixels.valid
-    missing = read.height - within.height, read.width - within.width
+    missing = window.read.height - window.inside.height, window.read.width - window.inside.width
     if any(missing):
         # Only where the scene is smaller than a chip: mirrored ground looks like ground, zeros would not.
         pad = (0, missing[0]), (0, missing[1])

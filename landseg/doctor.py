@@ -5,12 +5,11 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-import rasterio
 import torch
-from rasterio.drivers import raster_driver_extensions
 
 from landseg import __version__
 from landseg.predict import choose_device, choose_precision
+from landseg.scene import GDAL_VERSION, raster_drivers
 
 PACKAGES = ("torch", "rasterio", "shapely", "geopandas", "pyogrio", "numpy", "torchgeo", "lightning", "torchmetrics")
 
@@ -27,7 +26,7 @@ def examine() -> dict[str, str]:
         "landseg": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         **{name: _version(name) for name in PACKAGES},
-        "gdal": f"{rasterio.__gdal_version__}, reads {', '.join(sorted(set(raster_driver_extensions().values())))}",
+        "gdal": f"{GDAL_VERSION}, reads {', '.join(raster_drivers())}",
         "processors": f"{os.cpu_count()}, {torch.backends.cpu.get_cpu_capability()}",
         "memory": f"{memory / 1e9:.1f} GB",
         "disk here": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free",

@@ -102,6 +102,8 @@ class ChipWindow:
     ----------
     read
         What the model sees: ``chip_px`` squared, reaching beyond the grid only where the grid is smaller than a chip.
+    inside
+        The part of ``read`` that lies within the grid.
     core
         The chip's own part of the grid: cores cover every pixel exactly once.
     kept
@@ -110,6 +112,7 @@ class ChipWindow:
     """
 
     read: Window
+    inside: Window
     core: Window
     kept: Window
 
@@ -197,9 +200,11 @@ class Tiling:
     def chip_row(self, index: int) -> Iterator[ChipWindow]:
         """Give the chips of one row, from left to right."""
         row = self._row_spans[index]
+        height, width = (min(self.chip_px, n) for n in self.shape)
         for col in self._col_spans:
             yield ChipWindow(
                 read=Window(col.read, row.read, self.chip_px, self.chip_px),
+                inside=Window(col.read, row.read, width, height),
                 core=_window(row.core, col.core),
                 kept=_window(row.kept, col.kept),
             )
@@ -215,6 +220,12 @@ class Tiling:
         """
         start, (_, last) = self._row_spans[index].kept[0], self._row_spans[-1].kept
         return start, last if index + 1 == len(self._row_spans) else self._row_spans[index + 1].kept[0]
+
+
+def shrunk(shape: tuple[int, int], longest_px: int) -> tuple[int, int]:
+    """Give the shape of about the same proportions whose sides are at most ``longest_px``, and at least 1."""
+    factor = max(1.0, max(shape) / longest_px)
+    return max(1, round(shape[0] / factor)), max(1, round(shape[1] / factor))
 
 
 def _window(rows: tuple[int, int], cols: tuple[int, int]) -> Window:

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rasterio
 import torch
-from rasterio.enums import Resampling
 
 from landseg import __version__
 from landseg.chips import Normalisation, read_batches
@@ -30,11 +28,21 @@ from landseg.outputs import ClassArea, class_areas
 from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
-from landseg.outputs.raster import BLOCK_PX, LabelRaster
+from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.vector import write_geopackage
 from landseg.polygons import polygonize
 from landseg.predict import Predictor, choose_device, choose_precision
-from landseg.scene import GDAL_OPTIONS, RasterScene, SceneInfo, ValueRanges, describe_scene, match_bands, value_ranges
+from landseg.scene import (
+    GDAL_OPTIONS,
+    GDAL_VERSION,
+    RasterScene,
+    SceneInfo,
+    ValueRanges,
+    describe_scene,
+    match_bands,
+    read_overview,
+    value_ranges,
+)
 from landseg.scene import working_grid as choose_grid
 
 PICTURE_PX = 1600
@@ -409,27 +417,20 @@ def _map(plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback) -> Iter
 
 def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], ranges: ValueRanges) -> None:
     """Draw the map and, where the model's bands make a colour picture, the imagery beside it."""
-    shrink = max(1.0, max(plan.grid.shape) / PICTURE_PX)
-    shape = tuple(max(1, round(n / shrink)) for n in plan.grid.shape)
-    with rasterio.open(raster) as labels_file:
-        labels = labels_file.read(1, out_shape=shape)
+    labels, grid = read_labels(raster, plan.grid, PICTURE_PX)
     imagery = None
     names = plan.bundle.card.bands
     if plan.grid == plan.info.grid and {"red", "green", "blue"} <= set(names):
         order = [names.index(name) for name in ("red", "green", "blue")]
-        with rasterio.Env(**GDAL_OPTIONS), rasterio.open(plan.info.path) as scene:
-            bands = [plan.bands[i] for i in order]
-            pixels = scene.read(bands, out_shape=(3, *shape), resampling=Resampling.average)
+        pixels = read_overview(plan.info, [plan.bands[i] for i in order], PICTURE_PX, average=True)
         low, high = np.asarray([ranges[i] for i in order]).T[:, :, None, None]
-        scaled = np.nan_to_num((pixels - low) / (high - low)).clip(0, 1) * 255
+        scaled = np.nan_to_num((pixels.filled(0) - low) / (high - low)).clip(0, 1) * 255
         imagery = np.moveaxis(scaled, 0, -1).astype(np.uint8)
-    factors = plan.grid.shape[0] / shape[0], plan.grid.shape[1] / shape[1]
-    transform = plan.grid.transform @ plan.grid.transform.scale(factors[1], factors[0])
     draw_picture(
         picture,
         labels=labels,
         imagery=imagery,
-        grid=Grid((shape[0], shape[1]), transform, plan.grid.crs),
+        grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
         title=f"Land use: {Path(plan.info.path).stem}",
@@ -439,7 +440,7 @@ def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...],
 
 def _versions() -> dict[str, str]:
     packages = ("torch", "rasterio", "shapely", "geopandas", "pyogrio", "numpy")
-    return {"landseg": __version__, "gdal": rasterio.__gdal_version__} | {name: version(name) for name in packages}
+    return {"landseg": __version__, "gdal": GDAL_VERSION} | {name: version(name) for name in packages}
 
 
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int) -> dict[str, Any]:

@@ -15,13 +15,16 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
+from rasterio.drivers import raster_driver_extensions
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, GsdError, SceneError
-from landseg.grid import LONLAT, Grid
+from landseg.grid import LONLAT, Grid, shrunk
+
+GDAL_VERSION: str = rasterio.__gdal_version__
 
 NodataPolicy = Literal["all", "any"]
 
@@ -125,6 +128,11 @@ class SceneReader(Protocol):
     def close(self) -> None:
         """Let go of the source."""
         ...
+
+
+def raster_drivers() -> list[str]:
+    """Name the kinds of raster that this GDAL knows by their suffix."""
+    return sorted(set(raster_driver_extensions().values()))
 
 
 def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
@@ -419,6 +427,44 @@ class RasterScene:
             self._opened.pop().close()
 
 
+def read_overview(
+    info: SceneInfo, bands: Sequence[int], longest_px: int, *, average: bool = False
+) -> np.ma.MaskedArray[Any, Any]:
+    """Read a whole scene on its own grid, shrunk to at most ``longest_px`` rows and columns.
+
+    Parameters
+    ----------
+    info
+        The scene.
+    bands
+        Band numbers from 1.
+    longest_px
+        Most rows and columns.
+    average
+        Whether to average what falls into a pixel; else the nearest value is taken, which keeps the values' spread.
+
+    Returns
+    -------
+    MaskedArray
+        (C, h, w) of the scene's type, masked where the bands hold no data.
+
+    Raises
+    ------
+    SceneError
+        If the source can't be read.
+    """
+    shape = shrunk(info.grid.shape, longest_px)
+    resampling = Resampling.average if average else Resampling.nearest
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), rasterio.open(info.path) as source:
+            overview: np.ma.MaskedArray[Any, Any] = source.read(
+                list(bands), out_shape=(len(bands), *shape), resampling=resampling, masked=True
+            )
+            return overview
+    except RasterioError as error:
+        raise SceneError(f"can't read {info.path}: the file is damaged or out of reach", str(error)) from error
+
+
 ValueRanges = tuple[tuple[float, float], ...]
 """(low, high) of each band that is brought to 0-255."""
 
@@ -438,15 +484,8 @@ def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, floa
         return ((0.0, 255.0),) * len(bands)
     if given is not None:
         return (given,) * len(bands)
-    shrink = max(1.0, max(info.grid.shape) / 1024)
-    shape = tuple(max(1, round(n / shrink)) for n in info.grid.shape)
-    try:
-        with rasterio.Env(**GDAL_OPTIONS), rasterio.open(info.path) as source:
-            sample = source.read(list(bands), out_shape=(len(bands), *shape), masked=True)
-    except RasterioError as error:
-        raise SceneError(f"can't read {info.path}: the file is damaged or out of reach", str(error)) from error
     ranges = []
-    for band in sample:
+    for band in read_overview(info, bands, 1024):
         values = band.compressed()
         values = values[np.isfinite(values)]
         if values.size == 0:

@@ -11,13 +11,14 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import tifffile
+from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # what closing a file raises; no RasterioError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from landseg.errors import DiskError
-from landseg.grid import Grid
+from landseg.grid import Grid, shrunk
 from landseg.legend import NODATA, Legend
 from landseg.outputs.style import pam
 
@@ -133,6 +134,15 @@ class LabelRaster:
                 block: NDArray[Any] = file.read(window=Window(0, top, cols, min(BLOCK_PX, rows - top)))
                 checksum = zlib.crc32(np.ascontiguousarray(block).data, checksum)
         return checksum
+
+
+def read_labels(path: Path, grid: Grid, longest_px: int) -> tuple[NDArray[np.uint8], Grid]:
+    """Read a map's labels, shrunk to at most ``longest_px`` rows and columns, and the grid that they are on then."""
+    shape = shrunk(grid.shape, longest_px)
+    with rasterio.open(path) as file:
+        labels: NDArray[np.uint8] = file.read(1, out_shape=shape)
+    scale = Affine.scale(grid.shape[1] / shape[1], grid.shape[0] / shape[0])
+    return labels, Grid(shape, grid.transform @ scale, grid.crs)
 
 
 @contextmanager

@@ -5,36 +5,18 @@ import math
 from pathlib import Path
 
 import pytest
-import rasterio
 import torch
-from rasterio.windows import Window
 from torch import Tensor, nn
 
+from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture
 from landseg.train.fit import Chips, Schedule, Training, fit
 from landseg.train.samples import LabelCodes, Pair
 
-TILE = Path(__file__).parents[3] / "data_catalog" / "scenes" / "dubai-tile2"
-CORNER = Window(832, 704, 192, 192)
 NAMES = ("building", "land", "road", "vegetation", "water")
 CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
 STEPS = 4
 EPOCH = 2
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    """Cut the same corner out of the scene and its labels."""
-    folder = tmp_path_factory.mktemp("corner")
-    for name in ("dubai_tile2.tif", "dubai_tile2_labels.tif"):
-        with rasterio.open(TILE / name) as source:
-            profile = {
-                "driver": "GTiff", "count": source.count, "dtype": "uint8", "nodata": source.nodata, "crs": source.crs,
-                "height": CORNER.height, "width": CORNER.width, "transform": source.window_transform(CORNER),
-            }  # fmt: skip
-            with rasterio.open(folder / name, "w", **profile) as corner:
-                corner.write(source.read(window=CORNER))
-    return Pair(folder / "dubai_tile2.tif", folder / "dubai_tile2_labels.tif")
 
 
 class Small(nn.Module):
@@ -68,8 +50,8 @@ class Recorded(Training):
         return super().training_step(batch, batch_index)
 
 
-def run(pair: Pair, folder: Path, training: Recorded, seed: int = 1) -> dict[str, Tensor]:
-    data = Chips([pair], CODES, 1.0, chip_px=48, batch=2, batches=EPOCH, workers=0, seed=seed)
+def run(corner: Pair, folder: Path, training: Recorded, seed: int = 1) -> dict[str, Tensor]:
+    data = Chips([corner], CODES, 1.0, chip_px=48, batch=2, batches=EPOCH, workers=0, seed=seed)
     return fit(training, data, folder, precision="32-true", quiet=True).state_dict()
 
 
@@ -79,10 +61,10 @@ def fresh(fails_at: int | None = None) -> Recorded:
 
 
 @pytest.fixture(scope="module")
-def straight(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorded, dict[str, Tensor]]:
+def straight(corner: Pair, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorded, dict[str, Tensor]]:
     """Train without interruption."""
     folder, training = tmp_path_factory.mktemp("straight"), fresh()
-    return folder, training, run(pair, folder, training)
+    return folder, training, run(corner, folder, training)
 
 
 def test_training_moves_every_weight_for_so_many_steps(straight: tuple[Path, Recorded, dict[str, Tensor]]) -> None:
@@ -116,14 +98,14 @@ def test_loss_is_logged(straight: tuple[Path, Recorded, dict[str, Tensor]]) -> N
 
 @pytest.mark.parametrize("fails_at", [EPOCH, EPOCH + 1])
 def test_an_interrupted_training_ends_in_the_same_weights(
-    fails_at: int, pair: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
+    fails_at: int, corner: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
 ) -> None:
     with pytest.raises(OSError, match="power cut"):
-        run(pair, tmp_path, fresh(fails_at))
+        run(corner, tmp_path, fresh(fails_at))
     torch.manual_seed(99)  # a new process knows nothing of the old one's draws
     resumed = Recorded()
 
-    weights = run(pair, tmp_path, resumed)
+    weights = run(corner, tmp_path, resumed)
 
     _, training, expected = straight
     assert len(resumed.seen) == STEPS - EPOCH
@@ -132,37 +114,37 @@ def test_an_interrupted_training_ends_in_the_same_weights(
 
 
 def test_a_training_interrupted_before_its_first_checkpoint_starts_again(
-    pair: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
+    corner: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
 ) -> None:
     with pytest.raises(OSError, match="power cut"):
-        run(pair, tmp_path, fresh(1))
+        run(corner, tmp_path, fresh(1))
     again = fresh()
 
-    weights = run(pair, tmp_path, again)
+    weights = run(corner, tmp_path, again)
 
     assert len(again.seen) == STEPS
     assert all(torch.equal(weights[name], tensor) for name, tensor in straight[2].items())
 
 
 def test_a_finished_training_is_not_trained_further(
-    pair: Pair, straight: tuple[Path, Recorded, dict[str, Tensor]]
+    corner: Pair, straight: tuple[Path, Recorded, dict[str, Tensor]]
 ) -> None:
     folder, _, expected = straight
     torch.manual_seed(99)
     again = Recorded()
 
-    weights = run(pair, folder, again)
+    weights = run(corner, folder, again)
 
     assert again.seen == []
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 def test_another_seed_draws_other_chips(
-    pair: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
+    corner: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
 ) -> None:
     other = fresh(fails_at=1)
     with pytest.raises(OSError, match="power cut"):
-        run(pair, tmp_path, other, seed=2)
+        run(corner, tmp_path, other, seed=2)
 
     assert not torch.equal(other.seen[0], straight[1].seen[0])
 
@@ -185,3 +167,19 @@ def test_learning_rate_rises_linearly_and_falls_as_in_the_paper() -> None:
     assert [f / p for f, p in zip(factors[:6], poly[:6], strict=True)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
     assert factors[4:] == pytest.approx(poly[4:])
     assert factors[100] == schedule.factor(101) == 0  # Lightning asks for one step more than there are
+
+
+class Stopped(Recorded):
+    """A training whose user presses Ctrl-C."""
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        if self.global_step == EPOCH + 1:
+            raise KeyboardInterrupt
+        return super().training_step(batch, batch_index)
+
+
+def test_ctrl_c_says_where_and_how_to_go_on(corner: Pair, tmp_path: Path) -> None:
+    with pytest.raises(RunInterruptedError, match=f"step {EPOCH + 1}") as caught:
+        run(corner, tmp_path, Stopped())
+    assert caught.value.exit_code == 130
+    assert "again" in str(caught.value)

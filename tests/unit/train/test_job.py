@@ -5,29 +5,19 @@ import numpy as np
 import pytest
 import rasterio
 import torch
-from rasterio.windows import Window
 
 from landseg.config import TrainConfig
 from landseg.errors import TrainingDataError
 from landseg.model.bundle import read_bundle
 from landseg.train.job import train
+from landseg.train.samples import Pair
 
-TILE = Path(__file__).parents[3] / "data_catalog" / "scenes" / "dubai-tile2"
-CORNER = Window(832, 704, 192, 192)
 NAMES = ("building", "land", "road", "vegetation", "water")
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> dict[str, Any]:
-    """Cut a corner out of the real data and say how to train two steps on it."""
-    for name in ("dubai_tile2.tif", "dubai_tile2_labels.tif"):
-        with rasterio.open(TILE / name) as source:
-            profile = {
-                "driver": "GTiff", "count": source.count, "dtype": "uint8", "nodata": source.nodata, "crs": source.crs,
-                "height": CORNER.height, "width": CORNER.width, "transform": source.window_transform(CORNER),
-            }  # fmt: skip
-            with rasterio.open(tmp_path / name, "w", **profile) as corner:
-                corner.write(source.read(window=CORNER))
+def keys(corner: Pair, tmp_path: Path) -> dict[str, Any]:
+    """Say how to train two steps on the corner."""
     return {
         "name": "corner",
         "out": tmp_path / "runs",
@@ -36,7 +26,7 @@ def keys(tmp_path: Path) -> dict[str, Any]:
         "chip_px": 48,
         "architecture": {"bins": [1, 2]},
         "data": {
-            "root": tmp_path,
+            "root": corner.scene.parent,
             "training": [{"scene": "dubai_tile2.tif", "labels": "dubai_tile2_labels.tif"}],
             "label_values": dict(enumerate(NAMES)),
         },
@@ -45,13 +35,13 @@ def keys(tmp_path: Path) -> dict[str, Any]:
     }
 
 
-def test_training_writes_a_bundle_that_can_be_used(keys: dict[str, Any], tmp_path: Path) -> None:
+def test_training_writes_a_bundle_that_can_be_used(keys: dict[str, Any], corner: Pair, tmp_path: Path) -> None:
     bundle = train(TrainConfig.model_validate(keys), quiet=True)
 
     read = read_bundle(str(tmp_path / "runs" / "corner"))
     assert read == bundle
     assert (read.card.legend.names, read.card.chip_px, read.card.bands) == (NAMES, 48, ("red", "green", "blue"))
-    with rasterio.open(tmp_path / "dubai_tile2.tif") as scene:
+    with rasterio.open(corner.scene) as scene:
         seen = scene.read()[:, 4::8, 4::8].reshape(3, -1).astype(float)
     np.testing.assert_allclose(read.card.mean, seen.mean(axis=1), atol=0.01)
     np.testing.assert_allclose(read.card.std, seen.std(axis=1), atol=0.01)
