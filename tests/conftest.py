@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.windows import Window
 
 from landseg.legend import LandClass, Legend
 from landseg.model.bundle import Card, write_bundle
 from landseg.model.pspnet import Architecture, PSPNet
+from landseg.train.samples import Pair
 
 # Timings are for benchmarks/: a busy machine must not fail a law.
 settings.register_profile("landseg", deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -27,6 +29,7 @@ settings.load_profile("landseg")
 ROOT = Path(__file__).parent.parent
 DEMO_SCENE = ROOT / "data_catalog/scenes/dubai-tile2/dubai_tile2.tif"
 DEMO_LABELS = ROOT / "data_catalog/scenes/dubai-tile2/dubai_tile2_labels.tif"
+CORNER = Window(832, 704, 192, 192)
 UTM40 = CRS.from_epsg(32640)
 RGB = (ColorInterp.red, ColorInterp.green, ColorInterp.blue)
 
@@ -64,6 +67,21 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, legend: Legend) -> Pa
     torch.manual_seed(0)
     network = PSPNet(Architecture(classes=len(legend)))
     return write_bundle(tmp_path_factory.mktemp("models") / "small", small_card(legend), network).folder
+
+
+@pytest.fixture(scope="session")
+def corner(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """Cut the same 192 x 192 px out of the scene and its labels; all five classes occur."""
+    folder = tmp_path_factory.mktemp("corner")
+    for path in (DEMO_SCENE, DEMO_LABELS):
+        with rasterio.open(path) as source:
+            profile = {
+                "driver": "GTiff", "count": source.count, "dtype": "uint8", "nodata": source.nodata, "crs": source.crs,
+                "height": CORNER.height, "width": CORNER.width, "transform": source.window_transform(CORNER),
+            }  # fmt: skip
+            with rasterio.open(folder / path.name, "w", **profile) as part:
+                part.write(source.read(window=CORNER))
+    return Pair(folder / DEMO_SCENE.name, folder / DEMO_LABELS.name)
 
 
 @pytest.fixture(scope="session")

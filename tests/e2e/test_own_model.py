@@ -1,0 +1,65 @@
+"""What a user with labels of their own does: train, evaluate, map."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from landseg.train.samples import Pair
+from tests.conftest import ROOT, Landseg
+
+
+@pytest.fixture
+def config(corner: Pair, tmp_path: Path) -> Path:
+    """Give the shipped training, cut down to two steps on a corner of the demo."""
+    values = yaml.safe_load((ROOT / "configs/train/dubai.yaml").read_text())
+    pair = {"scene": corner.scene.name, "labels": corner.labels.name}
+    values["data"] |= {"training": [pair], "held_out": [pair], "root": "nowhere"}
+    values["optimisation"] |= {"steps": 2, "batch": 2, "loader_workers": 0}
+    values |= {"name": "own", "out": str(tmp_path / "runs"), "chip_px": 48}
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, config: Path, tmp_path: Path) -> None:
+    trained = landseg("train", config, "--data-root", corner.scene.parent, "--quiet")
+    assert trained.code == 0, trained.err
+    model = tmp_path / "runs" / "own"
+    assert trained.out.splitlines()[-1] == str(model)
+
+    arguments = ("evaluate", "--model", model, "--scene", corner.scene, "--labels", corner.labels, "--quiet")
+    values = "0=building,1=land,2=road,3=vegetation,4=water"
+    evaluated = landseg(*arguments, "--label-values", values, "--json")
+    assert evaluated.code == 0, evaluated.err
+    scores = json.loads(evaluated.out)
+    # The card was measured on the same pair by the same pipeline.
+    held_out = json.loads((model / "model.json").read_text())["properties"]["landseg:held_out"]
+    assert scores == {key: value for key, value in held_out.items() if key != "data"}
+    assert "mIoU" in landseg(*arguments, "--label-values", values).out
+
+    mapped = landseg("run", corner.scene, "--out", tmp_path / "map.gpkg", "--model", model, "--quiet")
+    assert mapped.code == 0, mapped.err
+    assert (tmp_path / "map.gpkg").exists()
+
+
+def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
+    import rasterio
+    from affine import Affine
+
+    far = tmp_path / "far.tif"
+    with rasterio.open(corner.labels) as source:
+        profile = source.profile | {"transform": Affine.translation(5000, 0) @ source.transform}
+        with rasterio.open(far, "w", **profile) as file:
+            file.write(source.read())
+    outcome = landseg("evaluate", "--model", small_bundle, "--scene", corner.scene, "--labels", far, "--quiet")
+    assert outcome.code == 3
+    assert "overlap" in outcome.err
+
+
+def test_training_data_that_is_not_there(landseg: Landseg, config: Path, tmp_path: Path) -> None:
+    outcome = landseg("train", config, "--data-root", tmp_path, "--quiet")
+    assert outcome.code == 3
+    assert "dubai_tile2.tif" in outcome.err
+    assert not (tmp_path / "runs").exists()
