@@ -339,7 +339,9 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
         sha256 = hashlib.sha256((draft / WEIGHTS_FILE).read_bytes()).hexdigest()
         text = json.dumps(card.to_stac(sha256, parameters), indent=2, ensure_ascii=False)
         (draft / CARD_FILE).write_text(text + "\n", encoding="utf-8")
+        # Temporary folders and safetensors' files are their owner's alone; a bundle is for everyone.
         draft.chmod(0o755)
+        (draft / WEIGHTS_FILE).chmod(0o644)
         if folder.exists():
             shutil.rmtree(folder)
         draft.replace(folder)
