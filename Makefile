@@ -1,5 +1,6 @@
 # Two commands for people: `make demo` and `make test`. Each sets up .venv by itself; all it needs is Python 3.11 or later.
-PYTHON ?= python3
+# The versions in constraints.txt are for 3.11; a later Python is taken where there is none.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name))))
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data_catalog/scenes/dubai-tile2/dubai_tile2.tif

@@ -133,4 +133,5 @@ def mean_confidence(raster: Path, faces: NDArray[np.object_]) -> NDArray[np.floa
             first, last = np.searchsorted(row, (start, stop), side="right", sorter=by_row)
             here = by_row[first:last]
             np.add.at(sums, face_of_ring[ring[here]], sign[here] * corner_sums[row[here] - start - 1, col[here]])
-    return np.abs(sums / shapely.area(faces)).astype(np.float32)
+    means: NDArray[np.float32] = np.abs(sums / shapely.area(faces)).astype(np.float32)
+    return means
