@@ -88,6 +88,8 @@ def _write_layer(path: Path, polygons: Polygons, legend: Legend, crs: CRS) -> No
         layer=LAYER,
         driver="GPKG",
         geometry_type="Polygon",
+        # Later versions of the format bring nothing that is needed here, and the GDAL of QGIS 3.22 warns of them.
+        dataset_options={"VERSION": "1.2"},
         layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "SPATIAL_INDEX": "YES"},
     )
 

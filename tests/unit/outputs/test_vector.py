@@ -113,6 +113,11 @@ def test_database_is_a_geopackage_with_a_default_style(geopackage: Path) -> None
     assert update_time.endswith("Z")
 
 
+def test_the_format_is_one_that_older_software_knows(geopackage: Path) -> None:
+    with closing(sqlite3.connect(geopackage)) as database:
+        assert database.execute("PRAGMA user_version").fetchone() == (10200,)
+
+
 def test_ogr_lists_every_table(geopackage: Path) -> None:
     assert set(pyogrio.list_layers(geopackage)[:, 0]) == {"landuse", "class_areas", "layer_styles"}
 
