@@ -41,6 +41,11 @@ class Grid:
         """Number of pixels."""
         return self.shape[0] * self.shape[1]
 
+    @property
+    def window(self) -> Window:
+        """All of its pixels."""
+        return Window(0, 0, self.shape[1], self.shape[0])
+
     @cached_property
     def corners(self) -> tuple[tuple[float, float], ...]:
         """Upper left, upper right, lower right and lower left corner in CRS units."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from landseg import __version__
 from landseg.chips import Normalisation, read_batches
@@ -416,26 +417,35 @@ def _map(plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback) -> Iter
 
 
 def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], ranges: ValueRanges) -> None:
-    """Draw the map and, where the model's bands make a colour picture, the imagery beside it."""
     labels, grid = read_labels(raster, plan.grid, PICTURE_PX)
-    imagery = None
-    names = plan.bundle.card.bands
-    if plan.grid == plan.info.grid and {"red", "green", "blue"} <= set(names):
-        order = [names.index(name) for name in ("red", "green", "blue")]
-        pixels = read_overview(plan.info, [plan.bands[i] for i in order], PICTURE_PX, average=True)
-        low, high = np.asarray([ranges[i] for i in order]).T[:, :, None, None]
-        scaled = np.nan_to_num((pixels.filled(0) - low) / (high - low)).clip(0, 1) * 255
-        imagery = np.moveaxis(scaled, 0, -1).astype(np.uint8)
     draw_picture(
         picture,
         labels=labels,
-        imagery=imagery,
+        imagery=_imagery(plan, grid, ranges),
         grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
         title=f"Land use: {Path(plan.info.path).stem}",
         source=f"landseg {__version__}, model {plan.bundle.card.name}",
     )
+
+
+def _imagery(plan: Plan, grid: Grid, ranges: ValueRanges) -> NDArray[np.uint8] | None:
+    """Read the scene on the picture's grid as (rows, cols, 3); None where the model has no red, green and blue."""
+    names = plan.bundle.card.bands
+    if not {"red", "green", "blue"} <= set(names):
+        return None
+    order = [names.index(name) for name in ("red", "green", "blue")]
+    bands = [plan.bands[i] for i in order]
+    if plan.grid == plan.info.grid:
+        pixels = read_overview(plan.info, bands, PICTURE_PX, average=True).filled(0)
+    else:
+        with RasterScene(plan.info, bands, grid) as scene:
+            pixels = scene.read(grid.window).data
+    low, high = np.asarray([ranges[i] for i in order]).T[:, :, None, None]
+    scaled = np.nan_to_num((pixels - low) / (high - low)).clip(0, 1) * 255
+    imagery: NDArray[np.uint8] = np.moveaxis(scaled, 0, -1).astype(np.uint8)
+    return imagery
 
 
 def _versions() -> dict[str, str]:

@@ -202,6 +202,6 @@ def _blocks(predicted: Any, aligned: Any, codes: LabelCodes) -> Iterator[Block]:
         for left in range(0, cols, BLOCK_PX):
             window = Window(left, top, min(BLOCK_PX, cols - left), min(BLOCK_PX, rows - top))
             values = aligned.read(1, window=window)
-            channels = codes.recode(torch.from_numpy(values.astype(np.int64))).numpy()
-            channels[aligned.read_masks(1, window=window) == 0] = IGNORED
+            unknown = (aligned.read_masks(1, window=window) == 0) | ~np.isfinite(values)
+            channels = codes.recode(torch.from_numpy(np.where(unknown, -1, values).astype(np.int64))).numpy()
             yield predicted.read(1, window=window), channels

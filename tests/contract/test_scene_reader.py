@@ -43,8 +43,7 @@ def open_scene(path: Path | str, **options: Any) -> RasterScene:
 
 
 def everything(scene: SceneReader) -> Pixels:
-    rows, cols = scene.grid.shape
-    return scene.read(Window(0, 0, cols, rows))
+    return scene.read(scene.grid.window)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "uint32", "float32", "float64"])
