@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import psutil
 import rasterio
 import torch
 
@@ -42,6 +43,13 @@ def repeat(tile: Path, side: int, path: Path) -> None:
                 ET.SubElement(part, "SrcRect", xOff="0", yOff="0", xSize=str(width), ySize=str(height))
                 ET.SubElement(part, "DstRect", xOff=str(left), yOff=str(top), xSize=str(width), ySize=str(height))
     ET.ElementTree(root).write(path)
+
+
+def machine() -> str:
+    """Describe the machine in a line."""
+    memory = psutil.virtual_memory().total / 1e9
+    instructions = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} with {instructions}, {psutil.cpu_count()} cores, {memory:.0f} GB"
 
 
 def main() -> None:
