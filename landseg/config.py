@@ -15,6 +15,7 @@ from landseg.errors import ConfigError
 from landseg.legend import LandClass, Legend
 
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
+Bins = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 
 
 class Strict(BaseModel):
@@ -69,11 +70,28 @@ class DataConfig(Strict):
 
 
 class ArchitectureConfig(Strict):
-    """The network; see `landseg.model.pspnet.Architecture`."""
+    """The network; see `landseg.model.pspnet.Architecture`. All defaults but the backbone's are the paper's."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
-    output_stride: Literal[8, 16, 32] = 8
-    bins: tuple[int, ...] = (1, 2, 3, 6)
+    output_stride: Literal[8, 16, 32] = Field(8, description="input pixels per feature pixel")
+    bins: Bins = Field((1, 2, 3, 6), description="cells per side of each level of the pyramid")
+    pooling: Literal["average", "max"] = Field("average", description="how a cell of the pyramid is summed up")
+    stem: Literal["7x7", "deep-64", "deep-128"] = Field("deep-128", description="convolutions before the first stage")
+    align_corners: bool = Field(True, description="whether upsampling aligns the outermost pixels' centres")
+    first_block_dilation: Literal["full", "contracted"] = Field(
+        "full", description="whether a dilated stage begins with its own dilation, or with that of the stage before"
+    )
+    basic_block_dilation: Literal["both", "first"] = Field(
+        "both", description="which convolutions of ResNet-18's and -34's blocks are dilated"
+    )
+    stages: Literal[2, 3, 4] = Field(4, description="stages of the backbone")
+    concatenation: Literal["features-first", "pyramid-first"] = "features-first"
+    normalise_bin_1: bool = Field(True, description="whether the pyramid's level of one cell has batch normalisation")
+    level_channels: int | None = Field(None, ge=1, description="by default the features' by the number of levels")
+    head_channels: int | None = Field(None, ge=1, description="by default a quarter of the features'")
+    bottleneck_kernel: Literal[1, 3] = 3
+    classifier_kernel: Literal[1, 3] = 1
+    auxiliary: bool = Field(True, description="whether the last stage but one is supervised too")
 
 
 class OptimisationConfig(Strict):

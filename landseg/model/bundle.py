@@ -33,6 +33,9 @@ FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 SHA256_MULTIHASH = "1220"
 """Prefix of a SHA-256 digest in the multihash form that STAC's file extension asks for."""
 
+UNRECORDED: Mapping[str, Any] = {"stem": "7x7", "align_corners": False, "first_block_dilation": "contracted"}
+"""What cards mean that were written before these options were recorded: landseg then knew one variant alone."""
+
 
 @dataclass(frozen=True)
 class Card:
@@ -186,7 +189,7 @@ class Card:
             description=properties["description"],
             licence=properties["license"],
             created=properties["datetime"],
-            architecture=Architecture(**(stored | {"bins": tuple(stored["bins"])})),
+            architecture=Architecture(**(UNRECORDED | stored | {"bins": tuple(stored["bins"])})),
             bands=tuple(model_input["bands"]),
             gsd_m=float(properties["gsd"]),
             chip_px=int(model_input["input"]["shape"][-1]),

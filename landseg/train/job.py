@@ -56,13 +56,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
             f"the training scenes have {len(mean)} bands; the configuration names {len(config.bands)}",
             f"bands: {', '.join(config.bands)}",
         )
-    architecture = Architecture(
-        backbone=config.architecture.backbone,
-        in_channels=len(config.bands),
-        classes=len(legend),
-        output_stride=config.architecture.output_stride,
-        bins=config.architecture.bins,
-    )
+    architecture = Architecture(in_channels=len(config.bands), classes=len(legend), **config.architecture.model_dump())
     schedule = Schedule(
         steps=options.steps,
         learning_rate=options.learning_rate,
