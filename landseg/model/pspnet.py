@@ -4,8 +4,8 @@ Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017. Where the paper is sile
 code: https://github.com/hszhao/PSPNet and https://github.com/hszhao/semseg.
 """
 
-from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +121,16 @@ class Architecture:
             raise ValueError(f"{self.stages} stages do not make an output stride of {self.output_stride}")
         if min(self.level_channels or 1, self.head_channels or 1) < 1:
             raise ValueError("numbers of channels must be positive")
+
+    @property
+    def departures(self) -> dict[str, Any]:
+        """The options that are not the paper's; empty for its network, whatever backbone, bands and classes."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if option.name not in ("backbone", "in_channels", "classes")
+            and getattr(self, option.name) != option.default
+        }
 
     @property
     def stem_channels(self) -> int:
