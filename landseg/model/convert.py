@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from landseg.errors import BundleError
 from landseg.model.pspnet import Architecture, PSPNet
@@ -146,8 +146,10 @@ def read_checkpoint(path: Path, variant: Mapping[str, Any] | None = None) -> PSP
     deep = network.architecture.stem != "7x7"
     names = {name: codebase.translated(name, deep=deep) for name in network.state_dict()}
     unread = _unread(codebase, network)
-    _load(network, {ours: weights[theirs] for ours, theirs in names.items() if theirs in weights}, names, path)
-    _refuse("has an unexpected weight", (n for n in weights if n not in names.values() and not unread.match(n)), path)
+    hint = f"it is not of a {codebase.name} PSPNet that landseg can build"
+    _load(network, {ours: weights[theirs] for ours, theirs in names.items() if theirs in weights}, names, path, hint)
+    unexpected = (name for name in weights if name not in names.values() and not unread.match(name))
+    _refuse("has an unexpected weight", unexpected, path, hint)
     return network.eval()
 
 
@@ -208,9 +210,11 @@ def load_backbone(backbone: ResNet, path: Path) -> None:
     first = "conv1.weight" if "conv1.weight" in own else "conv1.0.weight"
     if first in weights:
         weights[first] = adapt_bands(weights[first], own[first].shape[1])
-    _load(backbone, {name: weights[name] for name in own if name in weights}, {name: name for name in own}, path)
+    hint = "it must be of the backbone and stem that are trained; most published weights have the stem 7x7"
+    _load(backbone, {name: weights[name] for name in own if name in weights}, {name: name for name in own}, path, hint)
     dropped = re.compile(rf"fc\.|layer[{len(backbone.out_channels) + 1}-9]\.")
-    _refuse("has an unexpected weight", (name for name in weights if name not in own and not dropped.match(name)), path)
+    unexpected = (name for name in weights if name not in own and not dropped.match(name))
+    _refuse("has an unexpected weight", unexpected, path, hint)
 
 
 def adapt_bands(weight: Tensor, bands: int) -> Tensor:
@@ -332,17 +336,17 @@ def _unread(codebase: Codebase, network: PSPNet) -> re.Pattern[str]:
     return re.compile("|".join([further, *map(re.escape, (codebase.auxiliary, *codebase.ignored))]))
 
 
-def _load(module: torch.nn.Module, weights: dict[str, Tensor], names: Mapping[str, str], path: Path) -> None:
+def _load(module: nn.Module, weights: dict[str, Tensor], names: Mapping[str, str], path: Path, hint: str) -> None:
     """Load all of a module's weights; ``names`` is what the file calls them."""
     own = module.state_dict()
     # Counters of batches, of use to training alone, are often left out.
     counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
     weights = counters | weights
-    _refuse("lacks the weight", (names[name] for name in own if name not in weights), path)
+    _refuse("lacks the weight", (names[name] for name in own if name not in weights), path, hint)
     unlike = (
         f"{names[k]} is {_size(weights[k])}, not {_size(own[k])}" for k in own if weights[k].shape != own[k].shape
     )
-    _refuse("has a misshapen weight:", unlike, path)
+    _refuse("has a misshapen weight:", unlike, path, hint)
     module.load_state_dict(weights)
 
 
@@ -350,9 +354,9 @@ def _size(tensor: Tensor) -> str:
     return " x ".join(map(str, tensor.shape)) or "a number"
 
 
-def _refuse(fault: str, names: Iterable[str], path: Path) -> None:
+def _refuse(fault: str, names: Iterable[str], path: Path, hint: str) -> None:
     """Raise an error that tells the first name, if there is one, and how many more."""
     faulty = list(names)
     if faulty:
         more = f" and {len(faulty) - 1} more" if len(faulty) > 1 else ""
-        raise BundleError(f"{path} {fault} {faulty[0]}{more}", "it is not of a network that landseg can build")
+        raise BundleError(f"{path} {fault} {faulty[0]}{more}", hint)

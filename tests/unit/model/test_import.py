@@ -1,6 +1,8 @@
 """``landseg models import``: a checkpoint and a card in YAML become a bundle that maps."""
 
 import json
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 import yaml
 
+from landseg.config import ImportConfig, load_config
 from landseg.model.bundle import CARD_FILE, read_bundle
-from tests.conftest import Landseg, SceneMaker
+from tests.conftest import ROOT, Landseg, SceneMaker
 from tests.unit.model.published import MmSegmentation
 
 CARD: dict[str, Any] = {
@@ -105,6 +108,17 @@ def test_a_card_that_does_not_fit_is_refused(
     assert refused.code == code
     assert says in refused.err
     assert not (tmp_path / "city").exists()
+
+
+def test_the_card_in_the_documentation_holds(tmp_path: Path) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "models.md").read_text(encoding="utf-8"), re.DOTALL)
+    path = tmp_path / "card.yaml"
+
+    # The second is what may be added to the first.
+    path.write_text("\n".join(textwrap.dedent(block) for block in blocks), encoding="utf-8")
+
+    config = load_config(path, ImportConfig)
+    assert config.architecture.bins == (1, 2, 4, 8)
 
 
 def test_what_is_there_is_kept(checkpoint: Path, tmp_path: Path, landseg: Landseg) -> None:
