@@ -20,6 +20,7 @@ from landseg.model.resnet import (
     ResNet,
     Stages,
     StemName,
+    stage_channels,
 )
 
 Pooling = Literal["average", "max"]
@@ -133,9 +134,15 @@ class Architecture:
         }
 
     @property
-    def stem_channels(self) -> int:
-        """Channels at half the image's resolution."""
-        return STEMS[self.stem][-1]
+    def floats_per_pixel(self) -> int:
+        """Numbers held at once in a forward pass, per pixel of the image and logits aside: an upper bound, measured.
+
+        Either the stem takes most, three of its maps at half resolution and one unfolded for a 3x3 convolution; or the
+        head does: the features, twice as many beside each other in the pyramid, and what the bottleneck makes of them.
+        """
+        stem = STEMS[self.stem][-1]
+        features = stage_channels(self.backbone)[self.stages - 1]
+        return max(3 * stem // 4 + stem, 12 * features // self.output_stride**2)
 
 
 class PyramidPooling(nn.Module):

@@ -176,3 +176,18 @@ def test_a_shorter_backbone_carries_the_pyramid_on_its_last_stage(stages: Any) -
 
     assert network.pyramid.levels[0][1].in_channels == 64 * 2 ** (stages - 1)
     assert logits.shape == auxiliary.shape == (2, 5, 48, 64)
+
+
+def test_memory_grows_with_stem_and_features() -> None:
+    # Of the first bundles: three maps of 64 channels at half resolution, one of them unfolded.
+    assert SHIPPED.floats_per_pixel == 3 * 16 + 64
+    deep = dataclasses.replace(SHIPPED, stem="deep-128")
+    large = dataclasses.replace(deep, backbone="resnet50")
+    coarse = dataclasses.replace(large, output_stride=32)
+    assert SHIPPED.floats_per_pixel < deep.floats_per_pixel < large.floats_per_pixel
+    assert coarse.floats_per_pixel == deep.floats_per_pixel
+
+
+def test_the_paper_s_network_departs_from_it_in_nothing() -> None:
+    assert Architecture(backbone="resnet101", in_channels=13, classes=20).departures == {}
+    assert SHIPPED.departures == {"stem": "7x7", "align_corners": False, "first_block_dilation": "contracted"}
