@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn
@@ -11,7 +12,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import LandsegError, RunInterruptedError, UsageError
+from landseg.errors import BundleError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -130,13 +131,18 @@ def train(
 
 
 def _need_training_packages() -> None:
+    _need_packages("train", "lightning", "torchgeo", "torchmetrics")
+
+
+def _need_packages(extra: str, *names: str) -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("lightning", "torchgeo", "torchmetrics") if find_spec(name) is None]
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
+        task = {"train": "training", "export": "exporting to ONNX"}[extra]
         raise UsageError(
-            f"training needs {missing[0]}, which is not installed",
-            "install landseg with its extra 'train': pip install '.[train]' in its folder",
+            f"{task} needs {missing[0]}, which is not installed",
+            f"install landseg with its extra '{extra}': pip install '.[{extra}]' in its folder",
         )
 
 
@@ -204,6 +210,72 @@ def show_model(model: Annotated[str, typer.Argument(help="name or folder")], as_
         typer.echo((bundle.folder / CARD_FILE).read_text(encoding="utf-8"), nl=False)
     else:
         terminal.print_card(bundle.card)
+
+
+@models.command("import")
+def import_model(
+    checkpoint: Annotated[Path, typer.Argument(help="weights: a .safetensors, .pth or .pt file")],
+    out: Annotated[Path, typer.Option(help="folder of the bundle to write; its name is the model's")],
+    card: Annotated[Path, typer.Option(help="YAML file of what the weights can't say; see docs/models.md")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
+) -> None:
+    """Make a model of a PSPNet from semseg, mmsegmentation or segmentation_models.pytorch."""
+    from landseg.config import ImportConfig, legend_of, load_config
+    from landseg.model.bundle import CARD_FILE, Card, write_bundle
+    from landseg.model.convert import read_checkpoint
+
+    described = load_config(card, ImportConfig)
+    if out.exists():
+        if not overwrite:
+            raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
+        if not (out / CARD_FILE).is_file():
+            raise UsageError(f"{out} is not a model bundle, so it is not replaced", "choose another --out")
+    network = read_checkpoint(checkpoint, described.architecture.model_dump(exclude_none=True))
+    wanted = {"classes": network.architecture.classes, "bands": network.architecture.in_channels}
+    for what, given in {"classes": len(described.legend), "bands": len(described.bands)}.items():
+        if given != wanted[what]:
+            raise BundleError(f"{card} names {given} {what}, and the network of {checkpoint} has {wanted[what]}")
+    bundle = write_bundle(
+        out,
+        Card(
+            name=out.resolve().name,
+            title=described.title,
+            description=described.description,
+            licence=described.licence,
+            created=f"{described.created or datetime.now(UTC).date()}T00:00:00Z",
+            architecture=network.architecture,
+            bands=described.bands,
+            gsd_m=described.gsd_m,
+            chip_px=described.chip_px,
+            mean=described.mean,
+            std=described.std,
+            legend=legend_of(described.legend),
+            value_range=described.value_range,
+            training={"data": described.training_data, "imported_from": checkpoint.name},
+            limits=described.limits,
+        ),
+        network,
+    )
+    typer.echo(bundle.folder)
+
+
+@models.command("export")
+def export_model(
+    model: Annotated[str, typer.Argument(help="name or folder")],
+    to: Annotated[Literal["onnx", "torchscript"], typer.Option("--format", help="form of the file")],
+    out: Annotated[Path, typer.Option(help="file to write")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file")] = False,
+) -> None:
+    """Write a model for other software: chips in, logits out."""
+    from landseg.model.bundle import read_bundle
+    from landseg.model.export import export_onnx, export_torchscript
+
+    if to == "onnx":
+        _need_packages("export", "onnx", "onnxscript")
+    if out.exists() and not overwrite:
+        raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
+    {"onnx": export_onnx, "torchscript": export_torchscript}[to](read_bundle(model), out)
+    typer.echo(out)
 
 
 @app.command()

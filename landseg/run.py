@@ -138,9 +138,9 @@ class Plan:
         """Projected peak of main memory, polygons aside."""
         classes, chip = len(self.bundle.card.legend), self.tiling.chip_px**2
         bands = len(self.bands)
-        # Per pixel of a chip: the backbone keeps at most three 64-channel maps at half resolution, a 3x3 convolution
-        # unfolds one of them, logits and probabilities stand side by side; read-ahead holds two batches more.
-        forward = self.batch * chip * 4 * (3 * 16 + 64 + 4 * classes) if self.device.type == "cpu" else 0
+        # Beside what the network holds, logits and probabilities stand side by side; read-ahead holds two batches more.
+        held = self.bundle.card.architecture.floats_per_pixel
+        forward = self.batch * chip * 4 * (held + 4 * classes) if self.device.type == "cpu" else 0
         ahead = 3 * self.batch * chip * (4 * bands + 1)
         writer = 3 * 2 * BLOCK_PX * self.grid.shape[1]
         cache = int(GDAL_OPTIONS["GDAL_CACHEMAX"])

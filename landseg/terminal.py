@@ -174,6 +174,7 @@ def print_card(card: "Card") -> None:
         "gsd": f"{card.gsd_m:g} m",
         "chip": f"{card.chip_px} px",
         "classes": ", ".join(f"{c.class_id} {c.name}" for c in card.legend),
+        "network": _network(card),
         "licence": card.licence,
         "trained": f"{card.created[:10]} on {card.training.get('data', 'unknown data')}",
         "limits": "\n".join(card.limits),
@@ -182,6 +183,12 @@ def print_card(card: "Card") -> None:
         per_class = ", ".join(f"{name} {value:.2f}" for name, value in held_out["iou"].items() if value is not None)
         rows["held out"] = f"mIoU {held_out['miou']:.3f} on {held_out['data']} ({per_class})"
     print_pairs(rows)
+
+
+def _network(card: "Card") -> str:
+    departures = ", ".join(f"{name} {value}" for name, value in card.architecture.departures.items())
+    variant = f"unlike the paper's: {departures}" if departures else "as in the paper"
+    return f"PSPNet on {card.architecture.backbone}, {variant}"
 
 
 def print_pairs(rows: Mapping[str, str]) -> None:

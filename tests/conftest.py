@@ -50,7 +50,7 @@ def small_card(legend: Legend, **changes: Any) -> Card:
         "description": "Random weights.",
         "licence": "CC0-1.0",
         "created": "2026-01-01T00:00:00Z",
-        "architecture": Architecture(classes=len(legend)),
+        "architecture": Architecture(classes=len(legend), stem="7x7"),
         "bands": ("red", "green", "blue"),
         "gsd_m": 1.0,
         "chip_px": 48,
@@ -65,7 +65,7 @@ def small_card(legend: Legend, **changes: Any) -> Card:
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, legend: Legend) -> Path:
     """Give the folder of a bundle with random weights that is quick to run."""
     torch.manual_seed(0)
-    network = PSPNet(Architecture(classes=len(legend)))
+    network = PSPNet(Architecture(classes=len(legend), stem="7x7"))
     return write_bundle(tmp_path_factory.mktemp("models") / "small", small_card(legend), network).folder
 
 

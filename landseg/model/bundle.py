@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -179,6 +179,9 @@ class Card:
             )
         )
         stored = properties["landseg:architecture"]
+        for option in fields(Architecture):
+            # No default is taken: each option changes what the weights mean, most of them without a word.
+            _ = stored[option.name]
         value_range = properties.get("landseg:value_range")
         card = cls(
             name=item["id"],

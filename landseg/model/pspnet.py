@@ -1,22 +1,56 @@
 """PSPNet: a ResNet's features, pooled at several scales, put back beside them and classified.
 
-Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017.
+Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017. Where the paper is silent, "the paper's" means its authors' own
+code: https://github.com/hszhao/PSPNet and https://github.com/hszhao/semseg.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, overload
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from landseg.model.resnet import LAYOUTS, BackboneName, OutputStride, ResNet, conv3x3
+from landseg.model.resnet import (
+    STEMS,
+    BackboneName,
+    BasicBlockDilation,
+    FirstBlockDilation,
+    OutputStride,
+    ResNet,
+    Stages,
+    StemName,
+    stage_channels,
+)
+
+Pooling = Literal["average", "max"]
+Concatenation = Literal["features-first", "pyramid-first"]
+KernelSize = Literal[1, 3]
+
+CHOICES: dict[str, tuple[object, ...]] = {
+    "backbone": get_args(BackboneName),
+    "output_stride": get_args(OutputStride),
+    "stem": get_args(StemName),
+    "first_block_dilation": get_args(FirstBlockDilation),
+    "basic_block_dilation": get_args(BasicBlockDilation),
+    "stages": get_args(Stages),
+    "pooling": get_args(Pooling),
+    "concatenation": get_args(Concatenation),
+    "bottleneck_kernel": get_args(KernelSize),
+    "classifier_kernel": get_args(KernelSize),
+    "align_corners": (True, False),
+    "normalise_bin_1": (True, False),
+    "auxiliary": (True, False),
+}
+"""What the options of an `Architecture` may be, where they are a choice."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Everything that fixes the shapes of a PSPNet's weights and the meaning of its output.
+
+    All defaults but the backbone's are the paper's, which has networks of 50 layers and more. Weights trained with some
+    options often load under others and then answer wrongly without a word, so each option is on the model's card.
 
     Parameters
     ----------
@@ -30,6 +64,32 @@ class Architecture:
         Input pixels per feature pixel: 8 in the paper.
     bins
         Cells per side of each level of the pyramid: 1, 2, 3 and 6 in the paper.
+    pooling
+        How a cell is summed up: ``average`` in the paper, whose ablation has ``max`` too.
+    stem
+        Convolutions before the first stage: three of 3x3 pixels up to 128 channels (``deep-128``) in the paper's
+        networks; up to 64 (``deep-64``) in mmsegmentation's V1c; one of 7x7 in He et al.'s.
+    align_corners
+        Whether bilinear upsampling aligns the centres of the outermost pixels, or their outer edges.
+    first_block_dilation
+        Dilation of the first convolution of a dilated stage: the stage's own (``full``), or that of the stage before
+        (``contracted``).
+    basic_block_dilation
+        Whether ``both`` convolutions of ResNet-18's and -34's blocks are dilated, or the ``first`` alone.
+    stages
+        Stages of the backbone that are there; the pyramid stands on the last one.
+    concatenation
+        Whether the features stand before the pyramid's levels, or after them.
+    normalise_bin_1
+        Whether the level of a single cell has batch normalisation like the others, or a bias in its place.
+    level_channels
+        Channels of each level of the pyramid, by default those of the features divided by the number of levels.
+    head_channels
+        Channels between bottleneck and classifier, by default a quarter of the features'.
+    bottleneck_kernel, classifier_kernel
+        Pixels per side of the head's two convolutions.
+    auxiliary
+        Whether it is trained with a second head on the last stage but one.
     """
 
     backbone: BackboneName = "resnet18"
@@ -37,63 +97,114 @@ class Architecture:
     classes: int = 5
     output_stride: OutputStride = 8
     bins: tuple[int, ...] = (1, 2, 3, 6)
+    pooling: Pooling = "average"
+    stem: StemName = "deep-128"
+    align_corners: bool = True
+    first_block_dilation: FirstBlockDilation = "full"
+    basic_block_dilation: BasicBlockDilation = "both"
+    stages: Stages = 4
+    concatenation: Concatenation = "features-first"
+    normalise_bin_1: bool = True
+    level_channels: int | None = None
+    head_channels: int | None = None
+    bottleneck_kernel: KernelSize = 3
+    classifier_kernel: KernelSize = 1
+    auxiliary: bool = True
 
     def __post_init__(self) -> None:
-        if self.backbone not in LAYOUTS:
-            raise ValueError(f"there is no backbone '{self.backbone}'")
-        if self.output_stride not in (8, 16, 32):
-            raise ValueError(f"output stride {self.output_stride} is not 8, 16 or 32")
+        for option, choices in CHOICES.items():
+            if getattr(self, option) not in choices:
+                known = ", ".join(map(str, choices))
+                raise ValueError(f"{option} is '{getattr(self, option)}', not one of {known}")
         if not self.bins or min(self.bins) < 1:
             raise ValueError(f"{self.bins} are no numbers of bins")
+        if self.output_stride > 2 ** (self.stages + 1):
+            raise ValueError(f"{self.stages} stages do not make an output stride of {self.output_stride}")
+        if min(self.level_channels or 1, self.head_channels or 1) < 1:
+            raise ValueError("numbers of channels must be positive")
+
+    @property
+    def departures(self) -> dict[str, Any]:
+        """The options that are not the paper's; empty for its network, whatever backbone, bands and classes."""
+        return {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if option.name not in ("backbone", "in_channels", "classes")
+            and getattr(self, option.name) != option.default
+        }
+
+    @property
+    def floats_per_pixel(self) -> int:
+        """Numbers held at once in a forward pass, per pixel of the image and logits aside: an upper bound, measured.
+
+        Either the stem takes most, three of its maps at half resolution and one unfolded for a 3x3 convolution; or the
+        head does: the features, twice as many beside each other in the pyramid, and what the bottleneck makes of them.
+        """
+        stem = STEMS[self.stem][-1]
+        features = stage_channels(self.backbone)[self.stages - 1]
+        return max(3 * stem // 4 + stem, 12 * features // self.output_stride**2)
 
 
 class PyramidPooling(nn.Module):
-    """Average the features over grids of several sizes and put each, brought back to full size, beside them.
+    """Pool the features over grids of several sizes and put each, brought back to full size, beside them.
 
     Pooling spans the whole chip: a network answers as it was trained to only at the chip size of its training.
 
     Parameters
     ----------
     in_channels
-        Channels of the features; each level is reduced to ``in_channels / len(bins)``.
-    bins
-        Cells per side of each level.
+        Channels of the features.
+    architecture
+        Its bins, pooling, upsampling and concatenation.
     """
 
-    def __init__(self, in_channels: int, bins: Sequence[int]) -> None:
+    def __init__(self, in_channels: int, architecture: Architecture) -> None:
         super().__init__()
-        reduced = in_channels // len(bins)
-        self.levels = nn.ModuleList(
-            nn.Sequential(
-                nn.AdaptiveAvgPool2d(size),
-                nn.Conv2d(in_channels, reduced, kernel_size=1, bias=False),
-                nn.BatchNorm2d(reduced),
+        bins = architecture.bins
+        reduced = architecture.level_channels or in_channels // len(bins)
+        pool = {"average": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}[architecture.pooling]
+
+        def level(size: int) -> nn.Sequential:
+            normalised = architecture.normalise_bin_1 or size > 1
+            return nn.Sequential(
+                pool(size),
+                nn.Conv2d(in_channels, reduced, kernel_size=1, bias=not normalised),
+                nn.BatchNorm2d(reduced) if normalised else nn.Identity(),
                 nn.ReLU(inplace=True),
             )
-            for size in bins
-        )
+
+        self.levels = nn.ModuleList(level(size) for size in bins)
         self.out_channels = in_channels + reduced * len(bins)
+        self.align_corners = architecture.align_corners
+        self.features_first = architecture.concatenation == "features-first"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, h, w) to (N, C + L * (C // L), h, w) for L levels."""
-        size = x.shape[-2:]
-        levels = [F.interpolate(level(x), size, mode="bilinear", align_corners=False) for level in self.levels]
-        return torch.cat([x, *levels], dim=1)
+        """Map (N, C, h, w) to (N, C + L * R, h, w) for L levels of R channels."""
+        levels = [upsample(level(x), x, align_corners=self.align_corners) for level in self.levels]
+        return torch.cat([x, *levels] if self.features_first else [*levels, x], dim=1)
 
 
-def prediction_head(in_channels: int, width: int, classes: int) -> nn.Sequential:
-    """Make a 3x3 bottleneck and a classifier: the form of both the main and the auxiliary head."""
+def upsample(x: Tensor, like: Tensor, *, align_corners: bool) -> Tensor:
+    """Interpolate (N, C, h, w) bilinearly to the height and width of ``like``."""
+    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def prediction_head(
+    in_channels: int, width: int, classes: int, kernels: tuple[KernelSize, KernelSize] = (3, 1)
+) -> nn.Sequential:
+    """Make a bottleneck and a classifier: the form of both the main and the auxiliary head."""
+    bottleneck, classifier = kernels
     return nn.Sequential(
-        conv3x3(in_channels, width),
+        nn.Conv2d(in_channels, width, bottleneck, padding=bottleneck // 2, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
         nn.Dropout2d(0.1),
-        nn.Conv2d(width, classes, kernel_size=1),
+        nn.Conv2d(width, classes, classifier, padding=classifier // 2),
     )
 
 
 class PSPNet(nn.Module):
-    """The network: ``backbone`` -> ``pyramid`` -> ``head``, and in training ``auxiliary`` on stage 3.
+    """The network: ``backbone`` -> ``pyramid`` -> ``head``; in training also ``auxiliary`` on the last stage but one.
 
     Parameters
     ----------
@@ -106,11 +217,24 @@ class PSPNet(nn.Module):
     def __init__(self, architecture: Architecture, *, auxiliary: bool = False) -> None:
         super().__init__()
         self.architecture = architecture
-        self.backbone = ResNet(architecture.backbone, architecture.in_channels, architecture.output_stride)
-        stage3, stage4 = self.backbone.out_channels[2:]
-        self.pyramid = PyramidPooling(stage4, architecture.bins)
-        self.head = prediction_head(self.pyramid.out_channels, stage4 // 4, architecture.classes)
-        self.auxiliary = prediction_head(stage3, stage3 // 4, architecture.classes) if auxiliary else None
+        self.backbone = ResNet(
+            architecture.backbone,
+            architecture.in_channels,
+            architecture.output_stride,
+            stem=architecture.stem,
+            first_block_dilation=architecture.first_block_dilation,
+            basic_block_dilation=architecture.basic_block_dilation,
+            stages=architecture.stages,
+        )
+        before, last = self.backbone.out_channels[-2:]
+        self.pyramid = PyramidPooling(last, architecture)
+        self.head = prediction_head(
+            self.pyramid.out_channels,
+            architecture.head_channels or last // 4,
+            architecture.classes,
+            (architecture.bottleneck_kernel, architecture.classifier_kernel),
+        )
+        self.auxiliary = prediction_head(before, before // 4, architecture.classes) if auxiliary else None
 
     @overload
     def forward(self, x: Tensor, *, with_auxiliary: Literal[True]) -> tuple[Tensor, Tensor]: ...
@@ -131,13 +255,12 @@ class PSPNet(nn.Module):
         Tensor or tuple of Tensor
             Logits, (N, classes, H, W), and the auxiliary ones of the same shape.
         """
-        size = x.shape[-2:]
-        stage3, stage4 = self.backbone(x)  # (N, C3, H/s, W/s), (N, C4, H/s, W/s)
-        logits = self.head(self.pyramid(stage4))  # (N, K, H/s, W/s)
-        logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)  # (N, K, H, W)
+        align_corners = self.architecture.align_corners
+        before, last = self.backbone(x)  # (N, C3, H/s, W/s), (N, C4, H/s, W/s)
+        logits = self.head(self.pyramid(last))  # (N, K, H/s, W/s)
+        logits = upsample(logits, x, align_corners=align_corners)  # (N, K, H, W)
         if not with_auxiliary:
             return logits
         if self.auxiliary is None:
             raise ValueError("this network was built without its auxiliary head")
-        auxiliary = F.interpolate(self.auxiliary(stage3), size, mode="bilinear", align_corners=False)  # (N, K, H, W)
-        return logits, auxiliary
+        return logits, upsample(self.auxiliary(before), x, align_corners=align_corners)  # (N, K, H, W) both

@@ -1,8 +1,8 @@
 """Dilated residual networks, the feature extractors of PSPNet.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016; dilation in place of stride after
-Yu et al., "Dilated Residual Networks", CVPR 2017. Parameters are named as in torchvision's ``resnet``, so that
-weights published for it load as they are.
+Yu et al., "Dilated Residual Networks", CVPR 2017. Parameters are named as in torchvision's ``resnet`` and, where the
+stem is deep, as in timm's, so that weights published for them load as they are.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,13 @@ from torch import Tensor, nn
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 OutputStride = Literal[8, 16, 32]
+StemName = Literal["7x7", "deep-64", "deep-128"]
+FirstBlockDilation = Literal["full", "contracted"]
+BasicBlockDilation = Literal["both", "first"]
+Stages = Literal[2, 3, 4]
+
+STEMS: dict[StemName, tuple[int, ...]] = {"7x7": (64,), "deep-64": (32, 32, 64), "deep-128": (64, 64, 128)}
+"""Channels of each convolution before the first stage: one of 7x7 pixels, or three of 3x3."""
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
@@ -89,8 +96,36 @@ LAYOUTS: dict[BackboneName, tuple[type[BasicBlock] | type[Bottleneck], tuple[int
 """Block type and number of blocks per stage."""
 
 
+def stem_convolutions(in_channels: int, channels: Sequence[int]) -> nn.Conv2d | nn.Sequential:
+    """Make the convolutions before the first stage; the normalisation of the last one is not among them.
+
+    The deep form is that of Szegedy et al., "Rethinking the Inception Architecture", CVPR 2016.
+    """
+    if len(channels) == 1:
+        return nn.Conv2d(in_channels, channels[0], kernel_size=7, stride=2, padding=3, bias=False)
+    first, second, last = channels
+    return nn.Sequential(
+        conv3x3(in_channels, first, stride=2),
+        nn.BatchNorm2d(first),
+        nn.ReLU(inplace=True),
+        conv3x3(first, second),
+        nn.BatchNorm2d(second),
+        nn.ReLU(inplace=True),
+        conv3x3(second, last),
+    )
+
+
+def stage_channels(name: BackboneName) -> tuple[int, int, int, int]:
+    """Give the channels of the features that each stage ends with."""
+    expansion = LAYOUTS[name][0].expansion
+    return 64 * expansion, 128 * expansion, 256 * expansion, 512 * expansion
+
+
 class ResNet(nn.Module):
     """A ResNet without its classifier, whose last stages may be dilated instead of strided.
+
+    With the defaults of all but the first three parameters, torchvision's weights mean the same here: dilation stands
+    in for stride exactly.
 
     Parameters
     ----------
@@ -100,29 +135,49 @@ class ResNet(nn.Module):
         Bands of the image.
     output_stride
         Input pixels per feature pixel: 32 as published, 16 with the last stage dilated, 8 with the last two.
+    stem
+        Which of `STEMS`.
+    first_block_dilation
+        Dilation of the first convolution of a dilated stage: the stage's own (``full``), or that of the stage before
+        (``contracted``).
+    basic_block_dilation
+        Whether both convolutions of a `BasicBlock` are dilated, or the first alone.
+    stages
+        How many stages there are; published ResNets have 4.
     """
 
-    def __init__(self, name: BackboneName, in_channels: int = 3, output_stride: OutputStride = 8) -> None:
+    def __init__(
+        self,
+        name: BackboneName,
+        in_channels: int = 3,
+        output_stride: OutputStride = 8,
+        *,
+        stem: StemName = "7x7",
+        first_block_dilation: FirstBlockDilation = "contracted",
+        basic_block_dilation: BasicBlockDilation = "both",
+        stages: Stages = 4,
+    ) -> None:
         super().__init__()
         block, depths = LAYOUTS[name]
-        self.conv1 = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        channels = STEMS[stem][-1]
+        self.conv1 = stem_convolutions(in_channels, STEMS[stem])
+        self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
-        stages: list[nn.Sequential] = []
-        channels, stride_so_far, dilation = 64, 4, 1
-        for index, depth in enumerate(depths):
-            stride, first_dilation = (1 if index == 0 else 2), dilation
+        self.out_channels = stage_channels(name)[:stages]
+        stride_so_far, dilation = 4, 1
+        for index, depth in enumerate(depths[:stages]):
+            stride, before = (1 if index == 0 else 2), dilation
             if stride == 2 and stride_so_far >= output_stride:
                 stride, dilation = 1, dilation * 2
             stride_so_far *= stride
+            first = before if first_block_dilation == "contracted" else dilation
+            second = dilation if basic_block_dilation == "both" else 1
             width = 64 * 2**index
-            blocks = [block(channels, width, stride, (first_dilation, dilation))]
-            channels = width * block.expansion
-            blocks += [block(channels, width, 1, (dilation, dilation)) for _ in range(depth - 1)]
-            stages.append(nn.Sequential(*blocks))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.out_channels: Sequence[int] = tuple(64 * 2**i * block.expansion for i in range(4))
+            blocks = [block(channels, width, stride, (first, second))]
+            channels = self.out_channels[index]
+            blocks += [block(channels, width, 1, (dilation, second)) for _ in range(depth - 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self._initialise()
 
     def _initialise(self) -> None:
@@ -150,9 +205,11 @@ class ResNet(nn.Module):
         Returns
         -------
         tuple of Tensor
-            Stage 3 and stage 4, of ``out_channels[2]`` and ``out_channels[3]`` channels.
+            The last stage but one and the last, of ``out_channels[-2]`` and ``out_channels[-1]`` channels.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H/4, W/4)
-        x = self.layer2(self.layer1(x))  # (N, C2, H/8, W/8)
-        stage3 = self.layer3(x)  # (N, C3, H/s, W/s), s = min(16, output stride)
-        return stage3, self.layer4(stage3)  # (N, C4, H/s, W/s), s = output stride
+        last = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, stem, H/4, W/4)
+        before = last
+        for number in range(1, len(self.out_channels) + 1):
+            # Stages 1 to 4: H/4, H/8, H/min(16, s), H/s, where s is the output stride.
+            before, last = last, self.get_submodule(f"layer{number}")(last)
+        return before, last

@@ -17,7 +17,7 @@ from torchgeo.samplers import RandomGeoSampler
 
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture, PSPNet
-from landseg.train.losses import pspnet_loss
+from landseg.train.losses import pspnet_loss, segmentation_loss
 from landseg.train.samples import LabelCodes, Pair, open_pairs
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -54,7 +54,7 @@ class Schedule:
 
 
 class Training(lightning.LightningModule):
-    """PSPNet with its auxiliary head, the paper's loss and AdamW with a poly schedule.
+    """PSPNet, with its auxiliary head if it has one, the paper's loss and AdamW with a poly schedule.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class Training(lightning.LightningModule):
         self, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...], schedule: Schedule
     ) -> None:
         super().__init__()
-        self.network = PSPNet(architecture, auxiliary=True).to(memory_format=torch.channels_last)
+        self.network = PSPNet(architecture, auxiliary=architecture.auxiliary).to(memory_format=torch.channels_last)
         self.schedule = schedule
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -81,8 +81,11 @@ class Training(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
         x = ((batch["image"] - self.mean) / self.std).to(memory_format=torch.channels_last)
-        logits, auxiliary = self.network(x, with_auxiliary=True)
-        loss = pspnet_loss(logits, auxiliary, batch["mask"], self.schedule.auxiliary_weight)
+        if self.network.auxiliary is None:
+            loss = segmentation_loss(self.network(x), batch["mask"])
+        else:
+            logits, auxiliary = self.network(x, with_auxiliary=True)
+            loss = pspnet_loss(logits, auxiliary, batch["mask"], self.schedule.auxiliary_weight)
         self.log("loss", loss, prog_bar=True)
         return loss
 

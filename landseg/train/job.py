@@ -13,6 +13,7 @@ from landseg.config import RunConfig, TrainConfig, legend_of
 from landseg.errors import TrainingDataError
 from landseg.legend import Legend
 from landseg.model.bundle import Bundle, Card, write_bundle
+from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
 from landseg.run import ProgressCallback, build_plan, map_labels
 from landseg.train.evaluate import Scores, evaluate_map
@@ -29,6 +30,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     ------
     TrainingDataError
         If scenes and labels can't be trained on: unreadable, apart from each other, or a class without pixels.
+    BundleError
+        If the initial weights are not of the configuration's backbone.
     """
     legend = legend_of(config.legend)
     pairs = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.training]
@@ -56,13 +59,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
             f"the training scenes have {len(mean)} bands; the configuration names {len(config.bands)}",
             f"bands: {', '.join(config.bands)}",
         )
-    architecture = Architecture(
-        backbone=config.architecture.backbone,
-        in_channels=len(config.bands),
-        classes=len(legend),
-        output_stride=config.architecture.output_stride,
-        bins=config.architecture.bins,
-    )
+    architecture = Architecture(in_channels=len(config.bands), classes=len(legend), **config.architecture.model_dump())
     schedule = Schedule(
         steps=options.steps,
         learning_rate=options.learning_rate,
@@ -71,6 +68,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         auxiliary_weight=options.auxiliary_weight,
     )
     training = Training(architecture, mean, std, schedule)
+    if options.initial_weights is not None:
+        load_backbone(training.network.backbone, options.initial_weights)
     network = fit(training, data, config.out, precision=options.precision, quiet=quiet)
     card = Card(
         name=config.name,

@@ -25,8 +25,14 @@ def pspnet_loss(logits: Tensor, auxiliary: Tensor, mask: Tensor, auxiliary_weigh
     Tensor
         Mean over the labelled pixels, scalar; 0 where nothing is labelled.
     """
+    return segmentation_loss(logits, mask) + auxiliary_weight * segmentation_loss(auxiliary, mask)
+
+
+def segmentation_loss(logits: Tensor, mask: Tensor) -> Tensor:
+    """Cross-entropy of one head: mean over the labelled pixels, scalar; 0 where nothing is labelled.
+
+    See `pspnet_loss` for the parameters.
+    """
     labelled = (mask != IGNORED).sum().clamp(min=1)
-    main = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
-    side = F.cross_entropy(auxiliary, mask, ignore_index=IGNORED, reduction="sum")
-    loss: Tensor = (main + auxiliary_weight * side) / labelled
+    loss: Tensor = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum") / labelled
     return loss

@@ -33,7 +33,7 @@ CARD = Card(
     description="A network of random weights.",
     licence="CC0-1.0",
     created="2026-01-02T03:04:05Z",
-    architecture=Architecture(in_channels=4, classes=3, output_stride=16, bins=(1, 2, 4)),
+    architecture=Architecture(in_channels=4, classes=3, output_stride=16, bins=(1, 2, 4), stem="7x7"),
     bands=("red", "green", "blue", "nir"),
     gsd_m=0.5,
     chip_px=96,
@@ -88,6 +88,26 @@ def refusal(folder: Path) -> BundleError:
 def test_card_comes_back_as_it_was_written(bundle: Bundle) -> None:
     assert read_bundle(str(bundle.folder)) == bundle
     assert bundle.card == CARD
+
+
+@pytest.mark.parametrize("option", [f.name for f in dataclasses.fields(Architecture)])
+def test_a_card_must_record_every_option(bundle: Bundle, option: str) -> None:
+    edit(bundle.folder, lambda item: item["properties"]["landseg:architecture"].pop(option))
+    assert f"lacks '{option}'" in refusal(bundle.folder).what
+
+
+def test_every_option_of_the_architecture_comes_back(bundle: Bundle) -> None:
+    unusual = Architecture(
+        backbone="resnet34", in_channels=4, classes=3, output_stride=16, bins=(1, 5), pooling="max", stem="deep-64",
+        align_corners=False, first_block_dilation="contracted", basic_block_dilation="first", stages=3,
+        concatenation="pyramid-first", normalise_bin_1=False, level_channels=7, head_channels=9, bottleneck_kernel=1,
+        classifier_kernel=3, auxiliary=False,
+    )  # fmt: skip
+    usual = Architecture()
+    assert all(getattr(unusual, f.name) != getattr(usual, f.name) for f in dataclasses.fields(Architecture))
+    item = json.loads(json.dumps(dataclasses.replace(CARD, architecture=unusual).to_stac(bundle.sha256, 1)))
+
+    assert Card.from_stac(item).architecture == unusual
 
 
 def test_card_without_a_value_range_comes_back_without(tmp_path: Path, network: PSPNet) -> None:
@@ -321,7 +341,21 @@ def test_a_card_that_contradicts_itself_is_refused(
     assert says in refusal(bundle.folder).what
 
 
-@pytest.mark.parametrize("change", [{"backbone": "resnet9000"}, {"output_stride": 4}, {"bins": []}, {"bins": [0, 1]}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "resnet9000"},
+        {"output_stride": 4},
+        {"bins": []},
+        {"bins": [0, 1]},
+        {"pooling": "median"},
+        {"stem": "5x5"},
+        {"stages": 1},
+        {"stages": 2},
+        {"align_corners": "no"},
+        {"head_channels": -1},
+    ],
+)
 def test_an_architecture_that_can_t_be_built_is_refused(bundle: Bundle, change: dict[str, Any]) -> None:
     edit(bundle.folder, lambda item: item["properties"]["landseg:architecture"].update(change))
 

@@ -4,7 +4,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from landseg.model.pspnet import Architecture, PSPNet, PyramidPooling
+from landseg.model.pspnet import Architecture, Concatenation, Pooling, PSPNet, PyramidPooling
 
 TINY = Architecture(classes=4)
 SHAPES_ONLY = torch.device("meta")
@@ -16,15 +16,19 @@ def bin_edges(size: int, bins: int) -> list[tuple[int, int]]:
     return [(i * size // bins, -(-(i + 1) * size // bins)) for i in range(bins)]
 
 
-def pooled(x: NDArray[np.float64], bins: int) -> NDArray[np.float64]:
-    """(C, h, w) -> (C, bins, bins): the mean of each cell."""
+def pooled(x: NDArray[np.float64], bins: int, pooling: Pooling) -> NDArray[np.float64]:
+    """(C, h, w) -> (C, bins, bins): the mean or the largest value of each cell."""
+    cell = {"average": np.mean, "max": np.max}[pooling]
     rows, cols = bin_edges(x.shape[1], bins), bin_edges(x.shape[2], bins)
-    return np.stack([np.stack([x[:, a:b, c:d].mean(axis=(1, 2)) for c, d in cols], -1) for a, b in rows], -2)
+    return np.stack([np.stack([cell(x[:, a:b, c:d], axis=(1, 2)) for c, d in cols], -1) for a, b in rows], -2)
 
 
-def stretched(x: NDArray[np.float64], axis: int, size: int) -> NDArray[np.float64]:
+def stretched(x: NDArray[np.float64], axis: int, size: int, align_corners: bool) -> NDArray[np.float64]:
     """Interpolate linearly between pixel centres along an axis; beyond the outermost centres, repeat them."""
-    centres = np.clip((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5, 0, x.shape[axis] - 1)
+    if align_corners:
+        centres = np.linspace(0, x.shape[axis] - 1, size)
+    else:
+        centres = np.clip((np.arange(size) + 0.5) * x.shape[axis] / size - 0.5, 0, x.shape[axis] - 1)
     low = np.floor(centres).astype(int)
     high = np.minimum(low + 1, x.shape[axis] - 1)
     share = (centres - low).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
@@ -42,8 +46,16 @@ def settle(network: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(6, 6), (7, 10)])
-def test_pyramid_is_means_reduced_and_stretched_beside_the_features(rows: int, cols: int) -> None:
-    pyramid = PyramidPooling(8, bins=(1, 2, 3, 6)).eval()
+@pytest.mark.parametrize(
+    ("pooling", "align_corners", "concatenation"),
+    [("average", True, "features-first"), ("average", False, "pyramid-first"), ("max", False, "features-first")],
+)
+def test_pyramid_is_cells_reduced_and_stretched_beside_the_features(
+    rows: int, cols: int, pooling: Pooling, align_corners: bool, concatenation: Concatenation
+) -> None:
+    pyramid = PyramidPooling(
+        8, Architecture(pooling=pooling, align_corners=align_corners, concatenation=concatenation)
+    ).eval()
     settle(pyramid)
     x = torch.randn(2, 8, rows, cols, generator=torch.Generator().manual_seed(1))
 
@@ -51,14 +63,16 @@ def test_pyramid_is_means_reduced_and_stretched_beside_the_features(rows: int, c
     for image in x.double().numpy():
         parts = [image]
         for bins, (_, conv, norm, _) in zip((1, 2, 3, 6), pyramid.levels, strict=True):
-            y = np.einsum("oi,ihw->ohw", conv.weight.detach().double().numpy()[:, :, 0, 0], pooled(image, bins))
+            y = np.einsum(
+                "oi,ihw->ohw", conv.weight.detach().double().numpy()[:, :, 0, 0], pooled(image, bins, pooling)
+            )
             mean, var, gain, shift = (
                 t.detach().double().numpy()[:, None, None]
                 for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
             )
             y = np.maximum((y - mean) / np.sqrt(var + norm.eps) * gain + shift, 0)
-            parts.append(stretched(stretched(y, 1, rows), 2, cols))
-        expected.append(np.concatenate(parts))
+            parts.append(stretched(stretched(y, 1, rows, align_corners), 2, cols, align_corners))
+        expected.append(np.concatenate(parts if concatenation == "features-first" else [*parts[1:], image]))
 
     with torch.inference_mode():
         actual = pyramid(x)
@@ -69,7 +83,7 @@ def test_pyramid_is_means_reduced_and_stretched_beside_the_features(rows: int, c
 
 
 def test_levels_that_do_not_divide_the_channels_are_counted() -> None:
-    pyramid = PyramidPooling(16, bins=(1, 2, 3)).eval()
+    pyramid = PyramidPooling(16, Architecture(bins=(1, 2, 3))).eval()
 
     with torch.inference_mode():
         assert pyramid(torch.zeros(1, 16, 6, 6)).shape[1] == pyramid.out_channels == 16 + 3 * 5

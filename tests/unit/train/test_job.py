@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 import rasterio
 import torch
+import torchvision
 
 from landseg.config import TrainConfig
-from landseg.errors import TrainingDataError
+from landseg.errors import BundleError, TrainingDataError
 from landseg.model.bundle import read_bundle
+from landseg.model.pspnet import PSPNet
+from landseg.train.fit import Training, fit
 from landseg.train.job import train
 from landseg.train.samples import Pair
 
@@ -49,6 +52,40 @@ def test_training_writes_a_bundle_that_can_be_used(keys: dict[str, Any], corner:
         logits = read.load_network()(torch.zeros(1, 3, 48, 48))
     assert logits.shape == (1, 5, 48, 48)
     assert logits.isfinite().all()
+
+
+def test_training_starts_from_published_weights(
+    keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(published, tmp_path / "resnet18.pth")
+    keys["optimisation"]["initial_weights"] = tmp_path / "resnet18.pth"
+    keys["architecture"] |= {"stem": "7x7", "auxiliary": False}
+    seen: dict[str, torch.Tensor] = {}
+
+    def note(training: Training, *arguments: Any, **options: Any) -> PSPNet:
+        seen.update({name: tensor.clone() for name, tensor in training.network.backbone.state_dict().items()})
+        return fit(training, *arguments, **options)
+
+    monkeypatch.setattr("landseg.train.job.fit", note)
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert seen.keys() == {name for name in published if not name.startswith("fc.")}
+    assert all(torch.equal(tensor, published[name]) for name, tensor in seen.items())
+    # Trained from there without the second head, and the card says so.
+    trained = bundle.load_network().state_dict()["backbone.layer1.0.conv1.weight"]
+    assert not torch.equal(trained, published["layer1.0.conv1.weight"].half().float())
+    assert not bundle.card.architecture.auxiliary
+    assert bundle.card.training["optimisation"]["initial_weights"] == str(tmp_path / "resnet18.pth")
+
+
+def test_initial_weights_of_another_network_are_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
+    keys["optimisation"]["initial_weights"] = tmp_path / "resnet18.pth"
+
+    # The paper's stem is deep, torchvision's is not.
+    with pytest.raises(BundleError, match=r"lacks the weight conv1\.0\.weight"):
+        train(TrainConfig.model_validate(keys), quiet=True)
 
 
 def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
