@@ -23,6 +23,7 @@ from landseg.chips import Normalisation, read_batches
 from landseg.config import RunConfig
 from landseg.errors import SceneError, UsageError
 from landseg.grid import Grid, Tiling
+from landseg.legend import NODATA
 from landseg.model.bundle import Bundle, read_bundle
 from landseg.mosaic import Mosaic, Rows
 from landseg.outputs import ClassArea, class_areas
@@ -421,7 +422,7 @@ def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...],
     draw_picture(
         picture,
         labels=labels,
-        imagery=_imagery(plan, grid, ranges),
+        imagery=_imagery(plan, grid, ranges, valid=labels != NODATA),
         grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
@@ -430,8 +431,11 @@ def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...],
     )
 
 
-def _imagery(plan: Plan, grid: Grid, ranges: ValueRanges) -> NDArray[np.uint8] | None:
-    """Read the scene on the picture's grid as (rows, cols, 3); None where the model has no red, green and blue."""
+def _imagery(plan: Plan, grid: Grid, ranges: ValueRanges, *, valid: NDArray[np.bool_]) -> NDArray[np.uint8] | None:
+    """Read the scene on the picture's grid as (rows, cols, 3), white where not valid.
+
+    It is None where the model has no red, green and blue.
+    """
     names = plan.bundle.card.bands
     if not {"red", "green", "blue"} <= set(names):
         return None
@@ -445,6 +449,7 @@ def _imagery(plan: Plan, grid: Grid, ranges: ValueRanges) -> NDArray[np.uint8] |
     low, high = np.asarray([ranges[i] for i in order]).T[:, :, None, None]
     scaled = np.nan_to_num((pixels - low) / (high - low)).clip(0, 1) * 255
     imagery: NDArray[np.uint8] = np.moveaxis(scaled, 0, -1).astype(np.uint8)
+    imagery[~valid] = 255
     return imagery
 
 

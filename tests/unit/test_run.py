@@ -149,3 +149,26 @@ def test_a_resampled_scene_is_mapped_at_the_model_s_resolution(
 
 def test_time_is_projected(plan: Plan) -> None:
     assert projected_seconds(plan) > 0
+
+
+@pytest.mark.parametrize("pixel", [1.0, 2.0], ids=["own grid", "resampled"])
+def test_imagery_beside_the_map_is_white_where_nothing_is_valid(
+    make_scene: SceneMaker,
+    city: NDArray[np.uint8],
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pixel: float,
+) -> None:
+    data = city.clip(1)
+    data[:, :, :75] = 0
+    scene = make_scene(data, nodata=0, transform=Affine(pixel, 0, 339000, 0, -pixel, 2784000))
+    drawn: dict[str, NDArray[np.uint8]] = {}
+    monkeypatch.setattr("landseg.run.draw_picture", lambda path, **given: (drawn.update(given), path.touch()))
+    execute(build_plan(str(scene), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle), picture=True)))
+    imagery, labels = drawn["imagery"], drawn["labels"]
+    assert imagery.shape == (*labels.shape, 3)
+    assert (imagery[labels == 0] == 255).all()
+    middle = imagery.shape[1] // 2
+    assert (labels[:, : middle - 2] == 0).all()
+    assert abs(imagery[:, middle + 2 :].mean() - city[:, :, 75:].mean()) < 5
