@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from landseg.errors import ConfigError
 from landseg.legend import LandClass, Legend
@@ -50,6 +50,20 @@ class ClassConfig(Strict):
     name: str
     colour: str
     parent: int | None = None
+
+
+def legend_of(classes: tuple[ClassConfig, ...]) -> Legend:
+    """Make the legend that a configuration describes."""
+    return Legend(tuple(LandClass(c.class_id, c.name, c.colour, c.parent) for c in classes))
+
+
+def _checked(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+    legend_of(classes)
+    return classes
+
+
+Classes = Annotated[tuple[ClassConfig, ...], AfterValidator(_checked)]
+"""Classes that make a legend, in channel order."""
 
 
 class PairConfig(Strict):
@@ -141,7 +155,7 @@ class ImportConfig(Strict):
     description: str
     licence: str = Field(description="SPDX identifier of the weights' licence")
     created: date | None = Field(None, description="day of its training; by default today")
-    legend: tuple[ClassConfig, ...] = Field(min_length=1, description="the classes in the order of the logits")
+    legend: Classes = Field(min_length=1, description="the classes in the order of the logits")
     bands: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1)
     gsd_m: float = Field(gt=0)
     chip_px: int = Field(ge=48, description="side of the chips that it was trained on")
@@ -153,12 +167,6 @@ class ImportConfig(Strict):
     training_data: str
     limits: tuple[str, ...] = ()
     architecture: ImportedArchitectureConfig = ImportedArchitectureConfig()
-
-    @field_validator("legend")
-    @classmethod
-    def _legend_holds(cls, classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
-        legend_of(classes)
-        return classes
 
     @model_validator(mode="after")
     def _a_mean_and_std_for_each_band(self) -> Self:
@@ -173,7 +181,7 @@ class TrainConfig(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the bundle's name")
     out: Path = Field(description="folder that gets the bundle, checkpoints and logs")
-    legend: tuple[ClassConfig, ...] = Field(min_length=2)
+    legend: Classes = Field(min_length=2)
     bands: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1)
     gsd_m: float = Field(gt=0)
     chip_px: int = Field(240, ge=48, description="a multiple of 48 makes the pyramid's bins equal at output stride 8")
@@ -182,23 +190,12 @@ class TrainConfig(Strict):
     optimisation: OptimisationConfig
     card: CardConfig
 
-    @field_validator("legend")
-    @classmethod
-    def _legend_holds(cls, classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
-        legend_of(classes)
-        return classes
-
     @model_validator(mode="after")
     def _label_values_are_classes(self) -> Self:
         unknown = sorted(set(self.data.label_values.values()) - {c.name for c in self.legend})
         if unknown:
             raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")
         return self
-
-
-def legend_of(classes: tuple[ClassConfig, ...]) -> Legend:
-    """Make the legend that a configuration describes."""
-    return Legend(tuple(LandClass(c.class_id, c.name, c.colour, c.parent) for c in classes))
 
 
 ConfigT = TypeVar("ConfigT", bound=Strict)

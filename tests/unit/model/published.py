@@ -195,3 +195,13 @@ class MmSegmentation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits = self.decode_head(self.backbone(x))
         return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+
+
+def randomise(network: nn.Module) -> None:
+    """Fill weights and statistics so that no layer is an identity and no output explodes."""
+    draw = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
+            tensor.copy_(torch.rand(tensor.shape, generator=draw) * 0.5 + 0.75)
+        elif tensor.is_floating_point():
+            tensor.copy_(torch.randn(tensor.shape, generator=draw) * (1 / max(1, tensor[0].numel())) ** 0.5)

@@ -4,19 +4,10 @@ import torchvision
 from torch import Tensor, nn
 
 from landseg.model.resnet import BackboneName, OutputStride, ResNet
+from tests.unit.model.published import randomise
 
 SHAPES_ONLY = torch.device("meta")
 """Tensors without values: building and running a network on it takes no time."""
-
-
-def randomise(network: nn.Module) -> None:
-    """Fill weights and statistics so that no layer is an identity and no output explodes."""
-    draw = torch.Generator().manual_seed(0)
-    for name, tensor in network.state_dict().items():
-        if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-            tensor.copy_(torch.rand(tensor.shape, generator=draw) * 0.5 + 0.75)
-        elif tensor.is_floating_point():
-            tensor.copy_(torch.randn(tensor.shape, generator=draw) * (1 / max(1, tensor[0].numel())) ** 0.5)
 
 
 def published_features(network: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,25 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from landseg.config import ArchitectureConfig, TrainConfig, load_config
 from landseg.model.pspnet import Architecture, PSPNet
 from tests.conftest import ROOT
+from tests.unit.model.published import randomise
 
 SHIPPED = Architecture(stem="7x7", align_corners=False, first_block_dilation="contracted")
 """Of the first bundles."""
-
-
-def randomise(network: nn.Module) -> None:
-    """Fill weights and statistics so that no layer is an identity and no output explodes."""
-    draw = torch.Generator().manual_seed(0)
-    for name, tensor in network.state_dict().items():
-        if name.endswith("running_var") or (name.endswith("weight") and tensor.ndim == 1):
-            tensor.copy_(torch.rand(tensor.shape, generator=draw) * 0.5 + 0.75)
-        elif tensor.is_floating_point():
-            tensor.copy_(torch.randn(tensor.shape, generator=draw) * (1 / max(1, tensor[0].numel())) ** 0.5)
 
 
 class Frozen:
