@@ -109,6 +109,32 @@ class ArchitectureConfig(Strict):
     auxiliary: bool = Field(True, description="whether the last stage but one is supervised too")
 
 
+class LossConfig(Strict):
+    """What the network is trained towards: a weighted sum; by default the paper's cross-entropy."""
+
+    cross_entropy: float = Field(1.0, ge=0)
+    dice: float = Field(0.0, ge=0, description="weight of the soft Dice loss, which rare classes gain from")
+    lovasz: float = Field(0.0, ge=0, description="weight of the Lovász-softmax loss, a surrogate of the mean IoU")
+    class_weights: Literal["equal", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
+        "equal", description="in the cross-entropy; balanced: median frequency by frequency; or class name -> weight"
+    )
+    hardest_share: float = Field(1.0, gt=0, le=1, description="part of the pixels, the costliest, that count")
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not self.cross_entropy + self.dice + self.lovasz:
+            raise ValueError("all losses have the weight 0")
+        return self
+
+
+class AugmentationConfig(Strict):
+    """How chips are varied besides being turned and mirrored."""
+
+    scale: float = Field(1.25, ge=1, le=4, description="largest factor of magnifying and shrinking; 1 leaves it out")
+    contrast: float = Field(0.25, ge=0, lt=1, description="largest change of gain")
+    brightness: float = Field(25.0, ge=0, description="largest shift on the scale 0-255")
+
+
 class OptimisationConfig(Strict):
     """How to train."""
 
@@ -117,13 +143,24 @@ class OptimisationConfig(Strict):
         None, description="ResNet weights as torchvision, timm or torchgeo publish them, a .pth or .safetensors file"
     )
     batch: int = Field(8, ge=2, description="chips per step; batch normalisation needs at least two")
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="sgd: the paper's, at a rate of about 1e-2")
     learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     weight_decay: float = Field(0.01, ge=0)
     warm_up_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    coarse_steps: int = Field(0, ge=0, description="first steps, at output stride 16: a third of the work of 8")
+    loss: LossConfig = LossConfig()
     auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0.4 in the paper")
+    augmentation: AugmentationConfig = AugmentationConfig()
+    ema_decay: float | None = Field(None, gt=0, lt=1, description="of the weights' running average, which is then kept")
+    patience: int | None = Field(
+        None, ge=1, description="validations without a better mean IoU that end the training early"
+    )
     loader_workers: int = Field(1, ge=0, description="processes that read and augment chips")
+    devices: int = Field(1, ge=1, description="GPUs to train on, each with its own batch")
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints to resume from")
+    tensorboard: bool = Field(False, description="log for TensorBoard too, which must be installed")
+    checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints to resume from, and validations")
     seed: int = 1
 
 

@@ -6,8 +6,10 @@ stem is deep, as in timm's, so that weights published for them load as they are.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 BackboneName = Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
@@ -164,6 +166,15 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self._at_stride = partial(
+            ResNet,
+            name,
+            in_channels,
+            stem=stem,
+            first_block_dilation=first_block_dilation,
+            basic_block_dilation=basic_block_dilation,
+            stages=stages,
+        )
         self.out_channels = stage_channels(name)[:stages]
         stride_so_far, dilation = 4, 1
         for index, depth in enumerate(depths[:stages]):
@@ -179,6 +190,17 @@ class ResNet(nn.Module):
             blocks += [block(channels, width, 1, (dilation, second)) for _ in range(depth - 1)]
             self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
         self._initialise()
+
+    def set_output_stride(self, output_stride: OutputStride) -> None:
+        """Exchange strides for dilations or the other way round, and keep the weights.
+
+        They mean the same to a filter either way; only the features' spacing differs.
+        """
+        with torch.device("meta"):
+            there = self._at_stride(output_stride=output_stride)
+        for mine, theirs in zip(self.modules(), there.modules(), strict=True):
+            if isinstance(mine, nn.Conv2d) and isinstance(theirs, nn.Conv2d):
+                mine.stride, mine.dilation, mine.padding = theirs.stride, theirs.dilation, theirs.padding
 
     def _initialise(self) -> None:
         """He initialisation; the last normalisation of each block starts at 0, so that blocks start as identities.

@@ -8,18 +8,22 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets import stack_samples
-from torchgeo.samplers import RandomGeoSampler
+from torchgeo.samplers import GridGeoSampler, RandomGeoSampler
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture, PSPNet
-from landseg.train.losses import pspnet_loss, segmentation_loss
-from landseg.train.samples import LabelCodes, Pair, open_pairs
+from landseg.train.augment import Augmentation
+from landseg.train.evaluate import Scores
+from landseg.train.losses import Objective
+from landseg.train.samples import IGNORED, LabelCodes, Pair, open_pairs
 
+OptimiserName = Literal["adamw", "sgd"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -32,20 +36,27 @@ class Schedule:
     steps
         Batches in all.
     learning_rate
-        AdamW's, at its height.
+        At its height.
     weight_decay
         Of convolution weights; normalisation and biases are left alone.
     warm_up_steps
         Steps over which the rate rises linearly; then it falls as ``(1 - step / steps) ** 0.9``, as in the paper.
-    auxiliary_weight
-        Weight of the auxiliary head's loss.
+    optimiser
+        ``adamw``, or the paper's ``sgd``, with Nesterov's momentum switched off.
+    momentum
+        Of SGD.
+    coarse_steps
+        Steps at the beginning in which the backbone works at output stride 16 where the network's is 8: a third of the
+        work, and the same weights.
     """
 
     steps: int
     learning_rate: float
     weight_decay: float
-    warm_up_steps: int
-    auxiliary_weight: float
+    warm_up_steps: int = 0
+    optimiser: OptimiserName = "adamw"
+    momentum: float = 0.9
+    coarse_steps: int = 0
 
     def factor(self, step: int) -> float:
         """Give the share of the learning rate that holds at a step."""
@@ -54,7 +65,7 @@ class Schedule:
 
 
 class Training(lightning.LightningModule):
-    """PSPNet, with its auxiliary head if it has one, the paper's loss and AdamW with a poly schedule.
+    """PSPNet, with its auxiliary head if it has one, a loss and a poly schedule.
 
     Parameters
     ----------
@@ -64,37 +75,73 @@ class Training(lightning.LightningModule):
         Of each band on the scale 0-255.
     schedule
         How the weights are moved.
+    objective
+        What they are moved towards.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(
-        self, architecture: Architecture, mean: tuple[float, ...], std: tuple[float, ...], schedule: Schedule
+        self,
+        architecture: Architecture,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        schedule: Schedule,
+        objective: Objective | None = None,
     ) -> None:
         super().__init__()
         self.network = PSPNet(architecture, auxiliary=architecture.auxiliary).to(memory_format=torch.channels_last)
         self.schedule = schedule
+        self.objective = objective or Objective()
+        self.confusion = MulticlassConfusionMatrix(architecture.classes, ignore_index=IGNORED, validate_args=False)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
+    def normalise(self, image: Tensor) -> Tensor:
+        """Bring pixels, (N, C, H, W) on the scale 0-255, to what the network sees."""
+        return ((image - self.mean) / self.std).to(memory_format=torch.channels_last)
+
+    def on_train_batch_start(self, batch: Any, batch_index: int) -> None:  # noqa: ARG002
+        """Set the output stride that holds at this step, which a resumed training may enter anywhere."""
+        if self.schedule.coarse_steps:
+            fine = self.network.architecture.output_stride
+            coarse = self.global_step < self.schedule.coarse_steps
+            self.network.backbone.set_output_stride(max(fine, 16) if coarse else fine)
+
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
-        x = ((batch["image"] - self.mean) / self.std).to(memory_format=torch.channels_last)
+        x = self.normalise(batch["image"])
         if self.network.auxiliary is None:
-            loss = segmentation_loss(self.network(x), batch["mask"])
+            loss = self.objective(self.network(x), batch["mask"])
         else:
             logits, auxiliary = self.network(x, with_auxiliary=True)
-            loss = pspnet_loss(logits, auxiliary, batch["mask"], self.schedule.auxiliary_weight)
+            loss = self.objective.of_both_heads(logits, auxiliary, batch["mask"])
         self.log("loss", loss, prog_bar=True)
         return loss
 
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:  # noqa: ARG002
+        """Compare the answer to a batch with its labels."""
+        logits = self.network(self.normalise(batch["image"]))
+        self.confusion.update(logits, batch["mask"])
+        self.log("val_loss", self.objective(logits, batch["mask"]), batch_size=len(logits), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean IoU over all batches."""
+        self.log("val_miou", Scores(self.confusion.compute().cpu().numpy()).miou, prog_bar=True)
+        self.confusion.reset()
+
     def configure_optimizers(self) -> Any:
-        """Make AdamW and its schedule, in the form that Lightning asks for."""
+        """Make the optimiser and its schedule, in the form that Lightning asks for."""
         decayed = [p for p in self.network.parameters() if p.ndim > 1]
         plain = [p for p in self.network.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.schedule.learning_rate, weight_decay=self.schedule.weight_decay)
+        rate, decay = self.schedule.learning_rate, self.schedule.weight_decay
+        optimizer = (
+            torch.optim.AdamW(groups, rate, weight_decay=decay)
+            if self.schedule.optimiser == "adamw"
+            else torch.optim.SGD(groups, rate, self.schedule.momentum, weight_decay=decay)
+        )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule.factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -106,6 +153,10 @@ class Chips(lightning.LightningDataModule):
     ----------
     pairs, codes, gsd_m
         See `landseg.train.samples.open_pairs`.
+    validation
+        Pairs that are looked at after each epoch and not trained on.
+    vary
+        How samples are varied.
     chip_px, batch, batches
         Size of a chip, chips per batch, batches per epoch.
     workers
@@ -120,6 +171,8 @@ class Chips(lightning.LightningDataModule):
         codes: LabelCodes,
         gsd_m: float,
         *,
+        validation: Sequence[Pair] = (),
+        vary: Augmentation,
         chip_px: int,
         batch: int,
         batches: int,
@@ -127,7 +180,9 @@ class Chips(lightning.LightningDataModule):
         seed: int,
     ) -> None:
         super().__init__()
-        self.dataset = open_pairs(pairs, codes, gsd_m, augment=True)
+        self.dataset = open_pairs(pairs, codes, gsd_m, vary=vary)
+        self.validation = open_pairs(validation, codes, gsd_m) if validation else None
+        self.read_px = vary.read_px(chip_px)
         self.chip_px = chip_px
         self.batch = batch
         self.batches = batches
@@ -136,21 +191,58 @@ class Chips(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Make the loader of the coming epoch."""
-        epoch = 0 if self.trainer is None else self.trainer.current_epoch
-        # A training that resumes at an epoch's start must draw what an uninterrupted one draws there.
-        lightning.seed_everything(self.seed + epoch, verbose=False)
-        sampler = RandomGeoSampler(self.dataset, size=self.chip_px, length=self.batch * self.batches)
+        epoch, rank = (0, 0) if self.trainer is None else (self.trainer.current_epoch, self.trainer.global_rank)
+        # A training that resumes at an epoch's start must draw what an uninterrupted one draws there; and each of
+        # several GPUs chips of its own.
+        seed = self.seed + epoch + rank * 2**20
+        lightning.seed_everything(seed, verbose=False)
+        sampler = RandomGeoSampler(self.dataset, size=self.read_px, length=self.batch * self.batches)
+        return self._loader(self.dataset, sampler, torch.Generator().manual_seed(seed))
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Make the loader of the validation's chips, side by side."""
+        return self._loader(self.validation, GridGeoSampler(self.validation, size=self.chip_px, stride=self.chip_px))
+
+    def _loader(self, dataset: Any, sampler: Any, generator: torch.Generator | None = None) -> DataLoader[Any]:
         return DataLoader(
-            self.dataset,
+            dataset,
             batch_size=self.batch,
             sampler=sampler,
             num_workers=self.workers,
             collate_fn=stack_samples,
-            generator=torch.Generator().manual_seed(self.seed + epoch),
+            generator=generator,
         )
 
 
-def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, quiet: bool) -> PSPNet:
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How a training is carried out; apart from `ema_decay` and `patience` it does not change what is learnt.
+
+    Parameters
+    ----------
+    precision
+        Lightning's name of the arithmetic.
+    ema_decay
+        Share of the running average of the weights that each step keeps; None keeps the last step's weights instead.
+    patience
+        Validations in a row without a better mean IoU that end the training, with the best one's weights.
+    devices
+        GPUs, or processes where there is none.
+    tensorboard
+        Whether to log for TensorBoard as well.
+    quiet
+        Whether to show no progress bar.
+    """
+
+    precision: Precision = "32-true"
+    ema_decay: float | None = None
+    patience: int | None = None
+    devices: int = 1
+    tensorboard: bool = False
+    quiet: bool = False
+
+
+def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPNet:
     """Run a training to its last step, from its last checkpoint where there is one.
 
     Parameters
@@ -160,11 +252,9 @@ def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, 
     data
         The chips; an epoch of theirs ends with a checkpoint.
     folder
-        Gets checkpoints and a log of the loss as CSV.
-    precision
-        Lightning's name of the arithmetic.
-    quiet
-        Whether to show no progress bar.
+        Gets checkpoints, and under ``log`` the loss and the mean IoU as CSV, a folder for each start.
+    conduct
+        How to carry it out.
 
     Returns
     -------
@@ -178,20 +268,46 @@ def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, 
     """
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    last = folder / "checkpoints" / "last.ckpt"
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    best = ModelCheckpoint(
+        checkpoints,
+        "best",
+        monitor="val_miou",
+        mode="max",
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = []
+    if conduct.patience is not None:
+        stop = EarlyStopping("val_miou", mode="max", patience=conduct.patience, check_on_train_epoch_end=False)
+        callbacks += [stop, best]
+    # After validation, whose outcome a resumed training must know; without one after an epoch's last step, since a
+    # checkpoint of the epoch's end Lightning would resume in the epoch that it ended.
+    when = {"every_n_train_steps": data.batches} if data.validation is None else {"save_on_train_epoch_end": False}
+    callbacks.append(ModelCheckpoint(checkpoints, last.stem, enable_version_counter=False, **when))
+    if conduct.ema_decay is not None:
+        callbacks.append(EMAWeightAveraging(decay=conduct.ema_decay))
+    loggers: list[Logger] = [CSVLogger(folder, name="log")]
+    if conduct.tensorboard:
+        loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
     trainer = lightning.Trainer(
         max_steps=training.schedule.steps,
-        precision=precision,
+        precision=conduct.precision,
+        devices=conduct.devices,
+        strategy="auto" if conduct.devices == 1 else "ddp",
+        sync_batchnorm=conduct.devices > 1 and torch.cuda.is_available(),
+        # The samplers draw for each process by themselves.
+        use_distributed_sampler=False,
         default_root_dir=folder,
-        # Not every_n_epochs: without validation Lightning resumes such a checkpoint in the epoch that it ended.
-        callbacks=[
-            ModelCheckpoint(last.parent, last.stem, every_n_train_steps=data.batches, enable_version_counter=False)
-        ],
-        logger=CSVLogger(folder, name="log", version=""),
+        callbacks=callbacks,
+        logger=loggers,
         log_every_n_steps=min(10, data.batches),
+        num_sanity_val_steps=0,
+        limit_val_batches=0 if data.validation is None else None,
         reload_dataloaders_every_n_epochs=1,
         enable_model_summary=False,
-        enable_progress_bar=not quiet,
+        enable_progress_bar=not conduct.quiet,
     )
     try:
         trainer.fit(training, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
@@ -200,4 +316,6 @@ def fit(training: Training, data: Chips, folder: Path, *, precision: Precision, 
         raise RunInterruptedError(
             f"training stopped at step {trainer.global_step}", "run it again to go on from the last checkpoint"
         ) from leaving
+    if best.best_model_path:
+        training.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     return training.network

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import lightning
 import numpy as np
+from numpy.typing import NDArray
 
 from landseg.config import RunConfig, TrainConfig, legend_of
 from landseg.errors import TrainingDataError
@@ -16,8 +17,10 @@ from landseg.model.bundle import Bundle, Card, write_bundle
 from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
 from landseg.run import ProgressCallback, build_plan, map_labels
+from landseg.train.augment import Augmentation
 from landseg.train.evaluate import Scores, evaluate_map
-from landseg.train.fit import Chips, Schedule, Training, fit
+from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
+from landseg.train.losses import Objective
 from landseg.train.samples import LabelCodes, Pair, band_statistics, class_frequencies
 
 
@@ -43,6 +46,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         pairs,
         codes,
         config.gsd_m,
+        vary=Augmentation(**options.augmentation.model_dump()),
         chip_px=config.chip_px,
         batch=options.batch,
         batches=min(options.checkpoint_every, options.steps),
@@ -65,12 +69,27 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         warm_up_steps=options.warm_up_steps,
+        optimiser=options.optimiser,
+        momentum=options.momentum,
+        coarse_steps=options.coarse_steps,
+    )
+    objective = Objective(
+        **options.loss.model_dump(exclude={"class_weights"}),
+        class_weights=_class_weights(options.loss.class_weights, legend, shares),
         auxiliary_weight=options.auxiliary_weight,
     )
-    training = Training(architecture, mean, std, schedule)
+    training = Training(architecture, mean, std, schedule, objective)
     if options.initial_weights is not None:
         load_backbone(training.network.backbone, options.initial_weights)
-    network = fit(training, data, config.out, precision=options.precision, quiet=quiet)
+    conduct = Conduct(
+        precision=options.precision,
+        ema_decay=options.ema_decay,
+        patience=options.patience,
+        devices=options.devices,
+        tensorboard=options.tensorboard,
+        quiet=quiet,
+    )
+    network = fit(training, data, config.out, conduct)
     card = Card(
         name=config.name,
         title=config.card.title,
@@ -100,6 +119,20 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     scores = Scores(np.sum([one.confusion for one in each], axis=0))
     names = ", ".join(pair.scene.name for pair in held_out)
     return write_bundle(bundle.folder, replace(card, held_out={"data": names, **scores.to_dict(legend)}), network)
+
+
+def _class_weights(
+    wanted: str | Mapping[str, float], legend: Legend, shares: NDArray[np.float64]
+) -> tuple[float, ...] | None:
+    """Give the classes' weights in channel order; None if all weigh alike.
+
+    Balanced as by Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015, section 4.3.
+    """
+    if wanted == "equal":
+        return None
+    if isinstance(wanted, str):
+        return tuple(float(weight) for weight in np.median(shares) / shares)
+    return tuple(wanted.get(name, 1.0) for name in legend.names)
 
 
 def evaluate(

@@ -19,6 +19,7 @@ from torch import Tensor
 from torchgeo.datasets import IntersectionDataset, RasterDataset
 
 from landseg.errors import TrainingDataError
+from landseg.train.augment import Augmentation
 
 IGNORED = 255
 """Mask value of pixels without a label; they take no part in losses and metrics."""
@@ -71,46 +72,10 @@ class LabelCodes:
         return self.table[values.where((values >= 0) & (values <= 255), 256)]
 
 
-class Augmentation:
-    """Vary a sample as nadir imagery varies: any of the 8 symmetries, and brightness, contrast and tint.
-
-    Parameters
-    ----------
-    contrast
-        Largest change of gain, for the image and for each band again at a third of it.
-    brightness
-        Largest shift, on the scale 0-255.
-    """
-
-    def __init__(self, contrast: float = 0.25, brightness: float = 25.0) -> None:
-        self.contrast = contrast
-        self.brightness = brightness
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Return a varied copy of the sample."""
-        image, mask = sample["image"], sample["mask"]
-        turns, mirrored = int(torch.randint(4, ())), bool(torch.randint(2, ()))
-        image, mask = image.rot90(turns, (-2, -1)), mask.rot90(turns, (-2, -1))
-        if mirrored:
-            image, mask = image.flip(-1), mask.flip(-1)
-        return sample | {"image": self._recolour(image), "mask": mask.contiguous()}
-
-    def _recolour(self, image: Tensor) -> Tensor:
-        bands = image.shape[0]
-        gain = 1 + self.contrast * _symmetric(1) + self.contrast / 3 * _symmetric(bands)
-        shift = self.brightness * _symmetric(1) + self.brightness / 3 * _symmetric(bands)
-        centre = image.mean()
-        recoloured = (image - centre) * gain[:, None, None] + centre + shift[:, None, None]
-        return recoloured.clamp(0, 255).contiguous()
-
-
-def _symmetric(n: int) -> Tensor:
-    """Draw n numbers between -1 and 1."""
-    return torch.rand(n) * 2 - 1
-
-
-def open_pairs(pairs: Sequence[Pair], codes: LabelCodes, gsd_m: float, *, augment: bool) -> IntersectionDataset:
-    """Open pairs as one torchgeo dataset, resampled to ``gsd_m`` on the first scene's CRS.
+def open_pairs(
+    pairs: Sequence[Pair], codes: LabelCodes, gsd_m: float, *, vary: Augmentation | None = None
+) -> IntersectionDataset:
+    """Open pairs as one torchgeo dataset, resampled to ``gsd_m`` on the first scene's CRS, its samples varied if asked.
 
     Raises
     ------
@@ -124,9 +89,8 @@ def open_pairs(pairs: Sequence[Pair], codes: LabelCodes, gsd_m: float, *, augmen
 
     def prepare(sample: dict[str, Any]) -> dict[str, Any]:
         sample = codes({"image": sample["image"], "mask": sample["mask"]})
-        return vary(sample) if augment else sample
+        return sample if vary is None else vary(sample)
 
-    vary = Augmentation()
     return IntersectionDataset(images, labels, transforms=prepare)
 
 

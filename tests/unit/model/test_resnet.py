@@ -111,3 +111,21 @@ def test_blocks_that_keep_the_shape_start_as_identities(name: BackboneName) -> N
 
     with torch.inference_mode():
         torch.testing.assert_close(block(x), x)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("output_stride", [8, 16, 32])
+def test_changing_the_output_stride_makes_the_network_of_that_stride(
+    name: BackboneName, output_stride: OutputStride
+) -> None:
+    changed = ResNet(name, output_stride=8)
+    randomise(changed)
+    built = ResNet(name, output_stride=output_stride)
+    built.load_state_dict(changed.state_dict())
+    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    changed.set_output_stride(output_stride)
+
+    with torch.inference_mode():
+        for mine, expected in zip(changed.eval()(x), built.eval()(x), strict=True):
+            assert torch.equal(mine, expected)

@@ -2,7 +2,9 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -10,13 +12,15 @@ from torch import Tensor, nn
 
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture
-from landseg.train.fit import Chips, Schedule, Training, fit
+from landseg.train.augment import Augmentation
+from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
 from landseg.train.samples import LabelCodes, Pair
 
 NAMES = ("building", "land", "road", "vegetation", "water")
 CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
 STEPS = 4
 EPOCH = 2
+QUIET = Conduct(quiet=True)
 
 
 class Small(nn.Module):
@@ -28,16 +32,16 @@ class Small(nn.Module):
         self.head = nn.Sequential(nn.Dropout2d(0.1), nn.Conv2d(16, 5, 1))
         self.auxiliary = nn.Conv2d(16, 5, 1)
 
-    def forward(self, x: Tensor, *, with_auxiliary: bool) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def forward(self, x: Tensor, *, with_auxiliary: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         y = self.features(x)
-        return self.head(y), self.auxiliary(y)
+        return (self.head(y), self.auxiliary(y)) if with_auxiliary else self.head(y)
 
 
 class Recorded(Training):
     """A training that notes its batches, and may lose power."""
 
     def __init__(self, fails_at: int | None = None) -> None:
-        schedule = Schedule(steps=STEPS, learning_rate=1e-3, weight_decay=0.05, warm_up_steps=1, auxiliary_weight=0.4)
+        schedule = Schedule(steps=STEPS, learning_rate=1e-3, weight_decay=0.05, warm_up_steps=1)
         super().__init__(Architecture(bins=(1,)), (130.0, 120.0, 110.0), (50.0, 45.0, 40.0), schedule)
         self.network = Small()  # type: ignore[assignment]
         self.fails_at = fails_at
@@ -50,9 +54,22 @@ class Recorded(Training):
         return super().training_step(batch, batch_index)
 
 
-def run(corner: Pair, folder: Path, training: Recorded, seed: int = 1) -> dict[str, Tensor]:
-    data = Chips([corner], CODES, 1.0, chip_px=48, batch=2, batches=EPOCH, workers=0, seed=seed)
-    return fit(training, data, folder, precision="32-true", quiet=True).state_dict()
+def run(
+    corner: Pair, folder: Path, training: Recorded, seed: int = 1, conduct: Conduct = QUIET, *, validate: bool = False
+) -> dict[str, Tensor]:
+    data = Chips(
+        [corner],
+        CODES,
+        1.0,
+        validation=[corner] if validate else [],
+        vary=Augmentation(scale=1.25),
+        chip_px=48,
+        batch=2,
+        batches=EPOCH,
+        workers=0,
+        seed=seed,
+    )
+    return fit(training, data, folder, conduct).state_dict()
 
 
 def fresh(fails_at: int | None = None) -> Recorded:
@@ -88,8 +105,7 @@ def test_batches_are_chips_of_the_scene_that_differ(straight: tuple[Path, Record
 def test_loss_is_logged(straight: tuple[Path, Recorded, dict[str, Tensor]]) -> None:
     folder, _, _ = straight
 
-    with (folder / "log" / "metrics.csv").open() as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file) if row["loss"]]
+    losses = logged(folder, "loss")
 
     assert len(losses) >= 1
     # Five classes guessed blindly cost (1 + 0.4) ln 5; a fresh network is no far cry from that.
@@ -149,6 +165,110 @@ def test_another_seed_draws_other_chips(
     assert not torch.equal(other.seen[0], straight[1].seen[0])
 
 
+class Watched(Recorded):
+    """A training that notes its weights after each step."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__(fails_at)
+        self.after: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.after.append({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
+
+
+def logged(folder: Path, column: str) -> list[float]:
+    """Read a column of the log, all starts of the training together."""
+    values = []
+    for path in sorted(folder.glob("log/*/metrics.csv")):
+        with path.open() as file:
+            values += [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+    return values
+
+
+def test_the_average_of_the_weights_is_what_is_kept(corner: Pair, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    training = Watched()
+
+    kept = run(corner, tmp_path, training, conduct=Conduct(ema_decay=0.9, quiet=True))
+
+    average = {name: tensor.double() for name, tensor in training.after[0].items()}
+    for weights in training.after[1:]:
+        average = {name: 0.9 * tensor + 0.1 * weights[name] for name, tensor in average.items()}
+    assert all(not torch.equal(kept[name], training.after[-1][name]) for name in ("head.1.weight", "auxiliary.weight"))
+    for name, tensor in kept.items():
+        if tensor.is_floating_point():
+            torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_validated_and_averaged_training_resumes_to_the_same_weights(corner: Pair, tmp_path: Path) -> None:
+    conduct = Conduct(ema_decay=0.9, patience=5, quiet=True)
+    expected = run(corner, tmp_path / "straight", fresh(), conduct=conduct, validate=True)
+    with pytest.raises(OSError, match="power cut"):
+        run(corner, tmp_path / "cut", fresh(EPOCH + 1), conduct=conduct, validate=True)
+    torch.manual_seed(99)
+
+    weights = run(corner, tmp_path / "cut", Recorded(), conduct=conduct, validate=True)
+
+    assert [name for name, tensor in weights.items() if not torch.equal(tensor, expected[name])] == []
+    assert logged(tmp_path / "cut", "val_miou") == logged(tmp_path / "straight", "val_miou")
+
+
+def test_validation_is_logged_after_each_epoch(corner: Pair, tmp_path: Path) -> None:
+    run(corner, tmp_path, fresh(), validate=True)
+
+    assert len(logged(tmp_path, "val_loss")) == STEPS // EPOCH
+    assert all(0 <= miou < 0.6 for miou in logged(tmp_path, "val_miou"))
+
+
+def test_training_ends_early_with_the_best_weights(corner: Pair, tmp_path: Path) -> None:
+    class Standing(Watched):
+        """A training that does not get better after its first epoch."""
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("val_miou", 0.3 - 0.1 * self.current_epoch)
+            self.confusion.reset()
+
+    torch.manual_seed(0)
+    training = Standing()
+
+    kept = run(corner, tmp_path, training, conduct=Conduct(patience=1, quiet=True), validate=True)
+
+    assert len(training.seen) == 2 * EPOCH
+    assert all(torch.equal(tensor, training.after[EPOCH - 1][name]) for name, tensor in kept.items())
+
+
+def test_first_steps_are_coarse_also_when_resumed() -> None:
+    class At(Training):
+        """A training that stands at some step."""
+
+        global_step = 0
+
+    torch.manual_seed(0)
+    schedule = Schedule(steps=4, learning_rate=1e-3, weight_decay=0.05, coarse_steps=2)
+    training = At(Architecture(stem="7x7"), (0.0,) * 3, (1.0,) * 3, schedule).eval()
+
+    sides = []
+    for step in (0, 1, 2, 3, 1):
+        training.global_step = step
+        training.on_train_batch_start({}, 0)
+        with torch.inference_mode():
+            sides.append(training.network.backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1])
+
+    assert sides == [6, 6, 12, 12, 6]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
+def test_optimisers(name: Literal["adamw", "sgd"], kind: type[torch.optim.Optimizer]) -> None:
+    training = fresh()
+    training.schedule = replace(training.schedule, optimiser=name, momentum=0.8)
+
+    optimizer = training.configure_optimizers()["optimizer"]
+
+    assert type(optimizer) is kind
+    assert optimizer.defaults["lr"] == 1e-3
+    assert name == "adamw" or (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.8, False)
+
+
 def test_weights_alone_decay() -> None:
     decayed, plain = fresh().configure_optimizers()["optimizer"].param_groups
 
@@ -159,7 +279,7 @@ def test_weights_alone_decay() -> None:
 
 
 def test_learning_rate_rises_linearly_and_falls_as_in_the_paper() -> None:
-    schedule = Schedule(steps=100, learning_rate=1.0, weight_decay=0, warm_up_steps=4, auxiliary_weight=0.4)
+    schedule = Schedule(steps=100, learning_rate=1.0, weight_decay=0, warm_up_steps=4)
 
     factors = [schedule.factor(step) for step in range(101)]
 

@@ -12,7 +12,6 @@ from torchgeo.samplers import GridGeoSampler
 from landseg.errors import TrainingDataError
 from landseg.train.samples import (
     IGNORED,
-    Augmentation,
     LabelCodes,
     Pair,
     band_statistics,
@@ -71,7 +70,7 @@ def test_several_values_may_mean_one_class() -> None:
 def test_samples_hold_the_pixels_and_channels_of_one_place(
     pair: Pair, pixels: NDArray[np.uint8], values: NDArray[np.uint8]
 ) -> None:
-    dataset = open_pairs([pair], CODES, 1.0, augment=False)
+    dataset = open_pairs([pair], CODES, 1.0)
 
     samples = [dataset[place] for place in GridGeoSampler(dataset, size=32)]
 
@@ -87,62 +86,13 @@ def test_samples_hold_the_pixels_and_channels_of_one_place(
 
 
 def test_samples_are_resampled_to_the_model_s_pixels(pair: Pair) -> None:
-    dataset = open_pairs([pair], CODES, 2.0, augment=False)
+    dataset = open_pairs([pair], CODES, 2.0)
 
     samples = [dataset[place] for place in GridGeoSampler(dataset, size=16)]
 
     assert len(samples) == 6
     assert {tuple(s["image"].shape) for s in samples} == {(3, 16, 16)}
     assert set(np.unique(np.stack([s["mask"] for s in samples]))) == {0, 1, 2, IGNORED}
-
-
-def test_augmented_samples_keep_each_pixel_with_its_label() -> None:
-    # The image carries the label: whatever symmetry is drawn, the two must move together.
-    mask = torch.arange(3).repeat_interleave(12).reshape(6, 6)
-    mask[0, 5] = IGNORED
-    vary = Augmentation(contrast=0, brightness=0)
-    torch.manual_seed(0)
-
-    seen = set()
-    for _ in range(200):
-        sample = vary({"image": mask[None].repeat(2, 1, 1).float(), "mask": mask, "bounds": "kept"})
-        assert torch.equal(sample["image"].long(), sample["mask"][None].repeat(2, 1, 1))
-        assert sample["bounds"] == "kept"
-        seen.add(sample["mask"].numpy().tobytes())
-
-    turned = [np.rot90(mask.numpy(), k) for k in range(4)]
-    assert seen == {np.ascontiguousarray(m).tobytes() for t in turned for m in (t, np.fliplr(t))}
-
-
-def test_recolouring_changes_pixels_within_bounds_and_never_labels() -> None:
-    image = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
-    mask = torch.zeros(8, 8, dtype=torch.int64)
-    vary = Augmentation()
-    torch.manual_seed(0)
-
-    means = []
-    for _ in range(100):
-        sample = vary({"image": image, "mask": mask})
-        assert sample["image"].min() >= 0
-        assert sample["image"].max() <= 255
-        assert not sample["mask"].any()
-        means.append(sample["image"].mean().item())
-
-    # Brightness alone moves the mean by at most 25 for all bands and a third of that for each.
-    assert 10 < max(means) - min(means) < 2 * (25 + 25 / 3)
-    assert np.mean(means) == pytest.approx(image.mean().item(), abs=5)
-
-
-def test_augmentation_follows_the_seed() -> None:
-    sample = {"image": torch.rand(3, 8, 8) * 255, "mask": torch.zeros(8, 8, dtype=torch.int64)}
-    vary = Augmentation()
-
-    torch.manual_seed(5)
-    first, second = vary(sample)["image"], vary(sample)["image"]
-    torch.manual_seed(5)
-
-    assert torch.equal(vary(sample)["image"], first)
-    assert not torch.equal(second, first)
 
 
 def test_class_frequencies_are_shares_of_the_labelled_pixels(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
@@ -181,14 +131,14 @@ def test_band_statistics_are_those_of_all_scenes_together(tmp_path: Path) -> Non
 
 def test_missing_files_are_refused(tmp_path: Path, pair: Pair) -> None:
     with pytest.raises(TrainingDataError, match=r"can't read .*none\.tif"):
-        open_pairs([pair, Pair(tmp_path / "none.tif", pair.labels)], CODES, 1.0, augment=False)
+        open_pairs([pair, Pair(tmp_path / "none.tif", pair.labels)], CODES, 1.0)
 
 
 def test_files_that_are_no_rasters_are_refused(tmp_path: Path, pair: Pair) -> None:
     (tmp_path / "text.tif").write_text("hello")
 
     with pytest.raises(TrainingDataError, match=r"can't read .*text\.tif"):
-        open_pairs([Pair(pair.scene, tmp_path / "text.tif")], CODES, 1.0, augment=False)
+        open_pairs([Pair(pair.scene, tmp_path / "text.tif")], CODES, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -196,21 +146,21 @@ def test_pairs_without_a_crs_are_refused(tmp_path: Path, pair: Pair, values: NDA
     adrift = write(tmp_path / "adrift.tif", values, crs=None)
 
     with pytest.raises(TrainingDataError, match="no coordinate reference system"):
-        open_pairs([Pair(pair.scene, adrift)], CODES, 1.0, augment=False)
+        open_pairs([Pair(pair.scene, adrift)], CODES, 1.0)
 
 
 def test_labels_of_another_place_are_refused(tmp_path: Path, pair: Pair, values: NDArray[np.uint8]) -> None:
     elsewhere = write(tmp_path / "elsewhere.tif", values, left=600_000)
 
     with pytest.raises(TrainingDataError, match=r"elsewhere\.tif do not overlap the scene"):
-        open_pairs([Pair(pair.scene, elsewhere)], CODES, 1.0, augment=False)
+        open_pairs([Pair(pair.scene, elsewhere)], CODES, 1.0)
 
 
 def test_ground_that_the_labels_do_not_cover_is_ignored(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
     # 0 is a class here, and what GDAL fills with where a raster declares no nodata.
     land = np.full((1, 64, 40), 1, dtype=np.uint8)
     pair = Pair(write(tmp_path / "scene.tif", pixels), write(tmp_path / "labels.tif", land))
-    dataset = open_pairs([pair], CODES, 1.0, augment=False)
+    dataset = open_pairs([pair], CODES, 1.0)
 
     masks = [dataset[place]["mask"] for place in GridGeoSampler(dataset, size=32)]
 
