@@ -115,8 +115,9 @@ class LossConfig(Strict):
     cross_entropy: float = Field(1.0, ge=0)
     dice: float = Field(0.0, ge=0, description="weight of the soft Dice loss, which rare classes gain from")
     lovasz: float = Field(0.0, ge=0, description="weight of the Lovász-softmax loss, a surrogate of the mean IoU")
-    class_weights: Literal["equal", "balanced"] | dict[str, Annotated[float, Field(gt=0)]] = Field(
-        "equal", description="in the cross-entropy; balanced: median frequency by frequency; or class name -> weight"
+    balanced: bool = Field(False, description="weigh classes in the cross-entropy by median frequency by frequency")
+    class_weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="class name -> weight in the cross-entropy, on top; 1 for others"
     )
     hardest_share: float = Field(1.0, gt=0, le=1, description="part of the pixels, the costliest, that count")
 
@@ -219,10 +220,15 @@ class TrainConfig(Strict):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the bundle's name")
     out: Path = Field(description="folder that gets the bundle, checkpoints and logs")
     legend: Classes = Field(min_length=2)
-    bands: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1)
-    gsd_m: float = Field(gt=0)
-    chip_px: int = Field(240, ge=48, description="a multiple of 48 makes the pyramid's bins equal at output stride 8")
-    architecture: ArchitectureConfig = ArchitectureConfig()
+    start_from: str | None = Field(
+        None, description="model to fine-tune; what is left out of bands, gsd_m and chip_px is as it has it"
+    )
+    bands: tuple[str, ...] | None = Field(None, min_length=1, description="by default red, green, blue")
+    gsd_m: float | None = Field(None, gt=0)
+    chip_px: int | None = Field(
+        None, ge=48, description="by default 240; a multiple of 48 makes the pyramid's bins equal at output stride 8"
+    )
+    architecture: ArchitectureConfig | None = None
     data: DataConfig
     optimisation: OptimisationConfig
     card: CardConfig
@@ -232,6 +238,23 @@ class TrainConfig(Strict):
         unknown = sorted(set(self.data.label_values.values()) - {c.name for c in self.legend})
         if unknown:
             raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")
+        return self
+
+    @model_validator(mode="after")
+    def _weighted_classes_are_classes(self) -> Self:
+        unknown = sorted(self.optimisation.loss.class_weights.keys() - {c.name for c in self.legend})
+        if unknown:
+            raise ValueError(f"optimisation.loss.class_weights names '{unknown[0]}', which is not in the legend")
+        return self
+
+    @model_validator(mode="after")
+    def _one_beginning(self) -> Self:
+        if self.start_from is None:
+            return self
+        if self.architecture is not None:
+            raise ValueError("architecture does not go with start_from, whose model has one")
+        if self.optimisation.initial_weights is not None:
+            raise ValueError("optimisation.initial_weights does not go with start_from, whose model has weights")
         return self
 
 

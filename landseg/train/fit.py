@@ -201,6 +201,8 @@ class Chips(lightning.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Make the loader of the validation's chips, side by side."""
+        if self.validation is None:
+            raise ValueError("there is nothing to validate with")
         return self._loader(self.validation, GridGeoSampler(self.validation, size=self.chip_px, stride=self.chip_px))
 
     def _loader(self, dataset: Any, sampler: Any, generator: torch.Generator | None = None) -> DataLoader[Any]:

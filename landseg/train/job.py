@@ -1,8 +1,8 @@
 """A training or an evaluation from beginning to end: configuration in, bundle or scores out."""
 
 import tempfile
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +10,10 @@ import lightning
 import numpy as np
 from numpy.typing import NDArray
 
-from landseg.config import RunConfig, TrainConfig, legend_of
-from landseg.errors import TrainingDataError
+from landseg.config import OptimisationConfig, RunConfig, TrainConfig, legend_of
+from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import Legend
-from landseg.model.bundle import Bundle, Card, write_bundle
+from landseg.model.bundle import Bundle, Card, read_bundle, write_bundle
 from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
 from landseg.run import ProgressCallback, build_plan, map_labels
@@ -22,6 +22,20 @@ from landseg.train.evaluate import Scores, evaluate_map
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
 from landseg.train.losses import Objective
 from landseg.train.samples import LabelCodes, Pair, band_statistics, class_frequencies
+from landseg.train.transfer import transfer
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """What the network and its input are, as the configuration says or as the model to fine-tune has it."""
+
+    architecture: Architecture
+    bands: tuple[str, ...]
+    gsd_m: float
+    chip_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    base: Bundle | None
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
@@ -35,6 +49,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         If scenes and labels can't be trained on: unreadable, apart from each other, or a class without pixels.
     BundleError
         If the initial weights are not of the configuration's backbone.
+    UsageError
+        If there is no model to fine-tune of that name.
     """
     legend = legend_of(config.legend)
     pairs = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.training]
@@ -42,12 +58,13 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     codes = LabelCodes(config.data.label_values, legend.names)
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
+    terms = _terms(config, pairs, len(legend))
     data = Chips(
         pairs,
         codes,
-        config.gsd_m,
+        terms.gsd_m,
         vary=Augmentation(**options.augmentation.model_dump()),
-        chip_px=config.chip_px,
+        chip_px=terms.chip_px,
         batch=options.batch,
         batches=min(options.checkpoint_every, options.steps),
         workers=options.loader_workers,
@@ -57,57 +74,35 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     absent = [name for name, share in zip(legend.names, shares, strict=True) if share == 0]
     if absent:
         raise TrainingDataError(f"class '{absent[0]}' has no pixel in the training labels")
-    mean, std = band_statistics(pairs)
-    if len(mean) != len(config.bands):
-        raise TrainingDataError(
-            f"the training scenes have {len(mean)} bands; the configuration names {len(config.bands)}",
-            f"bands: {', '.join(config.bands)}",
-        )
-    architecture = Architecture(in_channels=len(config.bands), classes=len(legend), **config.architecture.model_dump())
-    schedule = Schedule(
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        weight_decay=options.weight_decay,
-        warm_up_steps=options.warm_up_steps,
-        optimiser=options.optimiser,
-        momentum=options.momentum,
-        coarse_steps=options.coarse_steps,
+    training = Training(
+        terms.architecture, terms.mean, terms.std, _schedule(options), _objective(options, legend, shares)
     )
-    objective = Objective(
-        **options.loss.model_dump(exclude={"class_weights"}),
-        class_weights=_class_weights(options.loss.class_weights, legend, shares),
-        auxiliary_weight=options.auxiliary_weight,
-    )
-    training = Training(architecture, mean, std, schedule, objective)
-    if options.initial_weights is not None:
+    if terms.base is not None:
+        transfer(training.network, terms.base.load_network().state_dict(), legend.names, terms.base.card.legend.names)
+    elif options.initial_weights is not None:
         load_backbone(training.network.backbone, options.initial_weights)
-    conduct = Conduct(
-        precision=options.precision,
-        ema_decay=options.ema_decay,
-        patience=options.patience,
-        devices=options.devices,
-        tensorboard=options.tensorboard,
-        quiet=quiet,
-    )
-    network = fit(training, data, config.out, conduct)
+    network = fit(training, data, config.out, _conduct(options, quiet))
     card = Card(
         name=config.name,
         title=config.card.title,
         description=config.card.description,
         licence=config.card.licence,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        architecture=architecture,
-        bands=config.bands,
-        gsd_m=config.gsd_m,
-        chip_px=config.chip_px,
-        mean=mean,
-        std=std,
+        architecture=terms.architecture,
+        bands=terms.bands,
+        gsd_m=terms.gsd_m,
+        chip_px=terms.chip_px,
+        mean=terms.mean,
+        std=terms.std,
         legend=legend,
         training={
             "data": config.card.training_data,
             "scenes": [str(p.scene) for p in config.data.training],
             "class_shares": {n: round(float(s), 4) for n, s in zip(legend.names, shares, strict=True)},
             "optimisation": options.model_dump(mode="json", exclude={"loader_workers", "checkpoint_every"}),
+            "started_from": None
+            if terms.base is None
+            else {"name": terms.base.card.name, "sha256": terms.base.sha256, "licence": terms.base.card.licence},
         },
         limits=config.card.limits,
     )
@@ -121,18 +116,71 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     return write_bundle(bundle.folder, replace(card, held_out={"data": names, **scores.to_dict(legend)}), network)
 
 
-def _class_weights(
-    wanted: str | Mapping[str, float], legend: Legend, shares: NDArray[np.float64]
-) -> tuple[float, ...] | None:
-    """Give the classes' weights in channel order; None if all weigh alike.
+def _terms(config: TrainConfig, pairs: Sequence[Pair], classes: int) -> _Terms:
+    mean, std = band_statistics(pairs)
+    if config.start_from is None:
+        bands = config.bands or ("red", "green", "blue")
+        options = {} if config.architecture is None else config.architecture.model_dump()
+        architecture = Architecture(in_channels=len(bands), classes=classes, **options)
+        if config.gsd_m is None:
+            raise ConfigError("the key 'gsd_m' is missing", "give the pixel size in metres to train at")
+        terms = _Terms(architecture, bands, config.gsd_m, config.chip_px or 240, mean, std, None)
+    else:
+        base = read_bundle(config.start_from)
+        terms = _Terms(
+            replace(base.card.architecture, classes=classes),
+            config.bands or base.card.bands,
+            config.gsd_m or base.card.gsd_m,
+            config.chip_px or base.card.chip_px,
+            # As it was trained with: its weights expect pixels on this scale.
+            base.card.mean,
+            base.card.std,
+            base,
+        )
+    if not len(mean) == len(terms.bands) == terms.architecture.in_channels:
+        raise TrainingDataError(
+            f"the training scenes have {len(mean)} bands; the model has {len(terms.bands)}",
+            f"bands: {', '.join(terms.bands)}",
+        )
+    return terms
 
-    Balanced as by Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015, section 4.3.
-    """
-    if wanted == "equal":
-        return None
-    if isinstance(wanted, str):
-        return tuple(float(weight) for weight in np.median(shares) / shares)
-    return tuple(wanted.get(name, 1.0) for name in legend.names)
+
+def _schedule(options: OptimisationConfig) -> Schedule:
+    return Schedule(
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        warm_up_steps=options.warm_up_steps,
+        optimiser=options.optimiser,
+        momentum=options.momentum,
+        coarse_steps=options.coarse_steps,
+    )
+
+
+def _objective(options: OptimisationConfig, legend: Legend, shares: NDArray[np.float64]) -> Objective:
+    """Balance as Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels", ICCV 2015, section 4.3."""
+    loss = options.loss
+    weights = np.median(shares) / shares if loss.balanced else np.ones(len(legend))
+    weights = weights * [loss.class_weights.get(name, 1.0) for name in legend.names]
+    return Objective(
+        cross_entropy=loss.cross_entropy,
+        dice=loss.dice,
+        lovasz=loss.lovasz,
+        class_weights=tuple(map(float, weights)) if loss.balanced or loss.class_weights else None,
+        hardest_share=loss.hardest_share,
+        auxiliary_weight=options.auxiliary_weight,
+    )
+
+
+def _conduct(options: OptimisationConfig, quiet: bool) -> Conduct:
+    return Conduct(
+        precision=options.precision,
+        ema_decay=options.ema_decay,
+        patience=options.patience,
+        devices=options.devices,
+        tensorboard=options.tensorboard,
+        quiet=quiet,
+    )
 
 
 def evaluate(

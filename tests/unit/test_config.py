@@ -156,7 +156,7 @@ def test_an_ill_typed_list_item_is_placed(file: Path) -> None:
 
 
 def test_a_missing_key_is_named(file: Path) -> None:
-    assert refusal(file, training(gsd_m=None), TrainConfig).what.endswith("the key 'gsd_m' is missing")
+    assert refusal(file, training(name=None), TrainConfig).what.endswith("the key 'name' is missing")
 
 
 def test_a_missing_nested_key_is_placed_at_its_section(file: Path) -> None:

@@ -7,12 +7,13 @@ import rasterio
 import torch
 import torchvision
 
-from landseg.config import TrainConfig
+from landseg.config import LossConfig, OptimisationConfig, TrainConfig
 from landseg.errors import BundleError, TrainingDataError
+from landseg.legend import LandClass, Legend
 from landseg.model.bundle import read_bundle
 from landseg.model.pspnet import PSPNet
 from landseg.train.fit import Training, fit
-from landseg.train.job import train
+from landseg.train.job import _objective, train
 from landseg.train.samples import Pair
 
 NAMES = ("building", "land", "road", "vegetation", "water")
@@ -102,3 +103,61 @@ def test_scenes_of_other_bands_than_the_model_s_are_refused(keys: dict[str, Any]
 
     with pytest.raises(TrainingDataError, match="band"):
         train(TrainConfig.model_validate(keys), quiet=True)
+
+
+def test_fine_tuning_starts_where_a_model_ended(
+    keys: dict[str, Any], small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = read_bundle(str(small_bundle))
+    keys |= {"start_from": str(small_bundle)}
+    # A new class stands first, one is gone, and the others are in another order.
+    names = ("quarry", *reversed(base.card.legend.names[1:]))
+    keys["legend"] = [{"class_id": i + 1, "name": n, "colour": f"#00000{i}"} for i, n in enumerate(names)]
+    keys["data"]["label_values"] = dict(enumerate(names))
+    for key in ("gsd_m", "chip_px", "architecture"):
+        del keys[key]
+    keys["optimisation"] |= {"steps": 1, "learning_rate": 1e-9}
+    begun: dict[str, torch.Tensor] = {}
+
+    def note(training: Training, *arguments: Any, **options: Any) -> PSPNet:
+        begun.update({name: tensor.clone() for name, tensor in training.network.state_dict().items()})
+        return fit(training, *arguments, **options)
+
+    monkeypatch.setattr("landseg.train.job.fit", note)
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    trained = base.load_network().state_dict()
+    same = [name for name in trained if name.startswith(("backbone.", "pyramid."))]
+    assert same
+    assert all(torch.equal(begun[name], trained[name]) for name in same)
+    for channel, name in enumerate(names[1:], start=1):
+        before = base.card.legend.names.index(name)
+        assert torch.equal(begun["head.4.weight"][channel], trained["head.4.weight"][before])
+        assert torch.equal(begun["head.4.bias"][channel], trained["head.4.bias"][before])
+    assert not any(torch.equal(begun["head.4.weight"][0], row) for row in trained["head.4.weight"])
+    assert (bundle.card.mean, bundle.card.std, bundle.card.bands) == (base.card.mean, base.card.std, base.card.bands)
+    assert (bundle.card.gsd_m, bundle.card.chip_px) == (base.card.gsd_m, base.card.chip_px)
+    assert bundle.card.training["started_from"]["sha256"] == base.sha256
+
+
+def test_fine_tuning_needs_the_models_bands(keys: dict[str, Any], small_bundle: Path) -> None:
+    del keys["architecture"]
+    keys |= {"start_from": str(small_bundle), "bands": ["red", "nir"]}
+    with pytest.raises(TrainingDataError, match="3 bands; the model has 2"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("balanced", "given", "weights"),
+    [
+        (False, {}, None),
+        (False, {"road": 3.0}, (1, 1, 3)),
+        (True, {}, (0.5, 1, 2)),
+        (True, {"road": 3.0}, (0.5, 1, 6)),
+    ],
+)
+def test_class_weights(balanced: bool, given: dict[str, float], weights: tuple[float, ...] | None) -> None:
+    legend = Legend(tuple(LandClass(i + 1, n, "#000000") for i, n in enumerate(("land", "building", "road"))))
+    options = OptimisationConfig(steps=1, loss=LossConfig(balanced=balanced, class_weights=given))
+
+    assert _objective(options, legend, np.array([0.5, 0.25, 0.125])).class_weights == weights
