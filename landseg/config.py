@@ -16,7 +16,7 @@ from landseg.errors import ConfigError
 from landseg.legend import LandClass, Legend
 
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
-Bins = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Bins = tuple[Annotated[int, Field(ge=1)], ...]
 
 
 class Strict(BaseModel):
@@ -89,7 +89,7 @@ class ArchitectureConfig(Strict):
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
     output_stride: Literal[8, 16, 32] = Field(8, description="input pixels per feature pixel")
-    bins: Bins = Field((1, 2, 3, 6), description="cells per side of each level of the pyramid")
+    bins: Bins = Field((1, 2, 3, 6), description="cells per side of each level of the pyramid; [] leaves it out")
     pooling: Literal["average", "max"] = Field("average", description="how a cell of the pyramid is summed up")
     stem: Literal["7x7", "deep-64", "deep-128"] = Field("deep-128", description="convolutions before the first stage")
     align_corners: bool = Field(True, description="whether upsampling aligns the outermost pixels' centres")

@@ -63,7 +63,7 @@ class Architecture:
     output_stride
         Input pixels per feature pixel: 8 in the paper.
     bins
-        Cells per side of each level of the pyramid: 1, 2, 3 and 6 in the paper.
+        Cells per side of each level of the pyramid: 1, 2, 3 and 6 in the paper; () leaves the pyramid out.
     pooling
         How a cell is summed up: ``average`` in the paper, whose ablation has ``max`` too.
     stem
@@ -116,7 +116,7 @@ class Architecture:
             if getattr(self, option) not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{option} is '{getattr(self, option)}', not one of {known}")
-        if not self.bins or min(self.bins) < 1:
+        if min(self.bins, default=1) < 1:
             raise ValueError(f"{self.bins} are no numbers of bins")
         if self.output_stride > 2 ** (self.stages + 1):
             raise ValueError(f"{self.stages} stages do not make an output stride of {self.output_stride}")
@@ -161,7 +161,7 @@ class PyramidPooling(nn.Module):
     def __init__(self, in_channels: int, architecture: Architecture) -> None:
         super().__init__()
         bins = architecture.bins
-        reduced = architecture.level_channels or in_channels // len(bins)
+        reduced = architecture.level_channels or in_channels // max(1, len(bins))
         pool = {"average": nn.AdaptiveAvgPool2d, "max": nn.AdaptiveMaxPool2d}[architecture.pooling]
 
         def level(size: int) -> nn.Sequential:
@@ -179,7 +179,7 @@ class PyramidPooling(nn.Module):
         self.features_first = architecture.concatenation == "features-first"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, h, w) to (N, C + L * R, h, w) for L levels of R channels."""
+        """Map (N, C, h, w) to (N, C + L * R, h, w) for L levels of R channels; without levels, to itself."""
         levels = [upsample(level(x), x, align_corners=self.align_corners) for level in self.levels]
         return torch.cat([x, *levels] if self.features_first else [*levels, x], dim=1)
 

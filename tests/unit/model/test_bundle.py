@@ -346,7 +346,6 @@ def test_a_card_that_contradicts_itself_is_refused(
     [
         {"backbone": "resnet9000"},
         {"output_stride": 4},
-        {"bins": []},
         {"bins": [0, 1]},
         {"pooling": "median"},
         {"stem": "5x5"},

@@ -98,6 +98,7 @@ def test_the_card_records_and_shows_the_variant(checkpoint: Path, tmp_path: Path
         ({"legend": CARD["legend"][:1]}, 3, "names 1 classes, and the network of"),
         ({"bands": ["red"], "mean": [1.0], "std": [1.0]}, 3, "names 1 bands, and the network of"),
         ({"architecture": {"bins": [1, 2]}}, 3, "4 levels"),
+        ({"architecture": {"bins": []}}, 3, "4 levels"),
     ],
 )
 def test_a_card_that_does_not_fit_is_refused(

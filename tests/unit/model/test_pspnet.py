@@ -89,6 +89,15 @@ def test_levels_that_do_not_divide_the_channels_are_counted() -> None:
         assert pyramid(torch.zeros(1, 16, 6, 6)).shape[1] == pyramid.out_channels == 16 + 3 * 5
 
 
+def test_a_network_may_do_without_its_pyramid() -> None:
+    pyramid = PyramidPooling(16, Architecture(bins=())).eval()
+    x = torch.randn(2, 16, 5, 7, generator=torch.Generator().manual_seed(1))
+
+    assert torch.equal(pyramid(x), x)
+    assert pyramid.out_channels == 16
+    assert not pyramid.state_dict()
+
+
 @pytest.mark.parametrize("chip_px", [48, 96, 240])
 def test_a_multiple_of_48_makes_equal_bins(chip_px: int) -> None:
     with SHAPES_ONLY:
@@ -120,6 +129,7 @@ def test_other_sizes_make_bins_that_overlap() -> None:
         Architecture("resnet18", classes=4),
         Architecture("resnet18", in_channels=1, classes=2, output_stride=32),
         Architecture("resnet18", in_channels=13, classes=7, output_stride=16, bins=(1, 4)),
+        Architecture("resnet18", bins=()),
         Architecture("resnet50", in_channels=4, classes=3),
     ],
 )
