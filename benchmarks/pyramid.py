@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.forest import evaluate_forest, fit_forest
 from benchmarks.large_scene import machine
-from landseg.config import PairConfig, TrainConfig, legend_of, load_config, override
+from landseg.config import ArchitectureConfig, PairConfig, TrainConfig, legend_of, load_config, override
 from landseg.train.job import train
 from landseg.train.samples import LabelCodes, Pair
 
@@ -38,11 +38,12 @@ Spread = Mapping[str, Any]
 
 def variant(base: TrainConfig, bins: tuple[int, ...], seed: int, out: Path) -> TrainConfig:
     """Make the configuration of one run: the base's but for bins, seed and folder."""
+    architecture = base.architecture or ArchitectureConfig()
     return override(
         base,
         {
             "out": out,
-            "architecture": base.architecture.model_dump() | {"bins": bins},
+            "architecture": architecture.model_dump() | {"bins": bins},
             "optimisation": base.optimisation.model_dump() | {"seed": seed},
         },
     )

@@ -1,8 +1,10 @@
 """The training loop, run by Lightning, resumable after an interruption."""
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ from torchgeo.datasets import stack_samples
 from torchgeo.samplers import GridGeoSampler, RandomGeoSampler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from landseg.errors import RunInterruptedError
+from landseg.errors import ResourceError, RunInterruptedError, UsageError
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import Augmentation
 from landseg.train.evaluate import Scores
@@ -265,9 +267,16 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
 
     Raises
     ------
+    ResourceError
+        If there are fewer GPUs than asked for.
+    UsageError
+        If TensorBoard is asked for and not installed.
     RunInterruptedError
         On Ctrl-C.
     """
+    gpus = torch.cuda.device_count()
+    if gpus and conduct.devices > gpus:
+        raise ResourceError(f"there are {gpus} GPUs, not {conduct.devices}", "give fewer as optimisation.devices")
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     checkpoints = folder / "checkpoints"
@@ -292,6 +301,10 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         callbacks.append(EMAWeightAveraging(decay=conduct.ema_decay))
     loggers: list[Logger] = [CSVLogger(folder, name="log")]
     if conduct.tensorboard:
+        if find_spec("tensorboard") is None:
+            raise UsageError(
+                "TensorBoard is not installed", "pip install tensorboard, or leave the key out"
+            )
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
     trainer = lightning.Trainer(
         max_steps=training.schedule.steps,
@@ -318,6 +331,9 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         raise RunInterruptedError(
             f"training stopped at step {trainer.global_step}", "run it again to go on from the last checkpoint"
         ) from leaving
+    if not trainer.is_global_zero:
+        # The first process alone writes what comes of it.
+        sys.exit()
     if best.best_model_path:
         training.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
     return training.network

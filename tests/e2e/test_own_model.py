@@ -1,11 +1,15 @@
 """What a user with labels of their own does: train, evaluate, map."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from landseg.model.bundle import read_bundle
 from landseg.train.samples import Pair
 from tests.conftest import ROOT, Landseg
 
@@ -42,6 +46,21 @@ def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, config: Path, tm
     mapped = landseg("run", corner.scene, "--out", tmp_path / "map.gpkg", "--model", model, "--quiet")
     assert mapped.code == 0, mapped.err
     assert (tmp_path / "map.gpkg").exists()
+
+
+def test_two_processes_train_one_model(corner: Pair, config: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["data"] |= {"root": str(corner.scene.parent), "held_out": []}
+    values["optimisation"] |= {"devices": 2, "coarse_steps": 0}
+    config.write_text(yaml.safe_dump(values))
+
+    # As a process of its own: it starts its likes.
+    command = [sys.executable, "-m", "landseg", "train", str(config), "--quiet"]
+    outcome = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.splitlines()[-1] == str(tmp_path / "runs" / "own")
+    assert read_bundle(str(tmp_path / "runs" / "own")).card.name == "own"
 
 
 def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
 from landseg.errors import RunInterruptedError
@@ -218,6 +219,13 @@ def test_validation_is_logged_after_each_epoch(corner: Pair, tmp_path: Path) -> 
 
     assert len(logged(tmp_path, "val_loss")) == STEPS // EPOCH
     assert all(0 <= miou < 0.6 for miou in logged(tmp_path, "val_miou"))
+
+
+def test_tensorboard_gets_the_same_losses(corner: Pair, tmp_path: Path) -> None:
+    run(corner, tmp_path, fresh(), conduct=Conduct(tensorboard=True, quiet=True))
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [event.value for event in events] == pytest.approx(logged(tmp_path, "loss"), rel=1e-6)
 
 
 def test_training_ends_early_with_the_best_weights(corner: Pair, tmp_path: Path) -> None:
