@@ -1,7 +1,7 @@
 """A training or an evaluation from beginning to end: configuration in, bundle or scores out."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning
 import numpy as np
 
-from landseg.config import RunConfig, TrainConfig, legend_of
+from landseg.config import DataConfig, PairConfig, RunConfig, TrainConfig, legend_of
 from landseg.errors import TrainingDataError
 from landseg.legend import Legend
 from landseg.model.bundle import Bundle, Card, write_bundle
@@ -18,7 +18,9 @@ from landseg.model.pspnet import Architecture
 from landseg.run import ProgressCallback, build_plan, map_labels
 from landseg.train.evaluate import Scores, evaluate_map
 from landseg.train.fit import Chips, Schedule, Training, fit
-from landseg.train.samples import LabelCodes, Pair, band_statistics, class_frequencies
+from landseg.train.labels import CLASS_COLUMN, LabelCodes
+from landseg.train.samples import Augmentation, Pair, band_statistics
+from landseg.train.splits import Blocks, open_splits
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
@@ -29,30 +31,33 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     Raises
     ------
     TrainingDataError
-        If scenes and labels can't be trained on: unreadable, apart from each other, or a class without pixels.
+        If scenes and labels can't be trained on: unreadable, apart from each other, of unknown values, a class without
+        pixels, or nothing left by the split.
     BundleError
         If the initial weights are not of the configuration's backbone.
     """
     legend = legend_of(config.legend)
-    pairs = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.training]
-    held_out = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.held_out]
-    codes = LabelCodes(config.data.label_values, legend.names)
+    pairs = _pairs(config.data, config.data.training)
+    held_out = _pairs(config.data, config.data.held_out)
+    codes = label_codes(config.data.label_values, legend, config.data.ignored_values)
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
-    data = Chips(
+    splits = open_splits(
         pairs,
         codes,
         config.gsd_m,
         chip_px=config.chip_px,
+        validation=_validation(config.data),
+        seed=options.seed,
+        vary=Augmentation(),
+    )
+    data = Chips(
+        splits,
         batch=options.batch,
         batches=min(options.checkpoint_every, options.steps),
         workers=options.loader_workers,
         seed=options.seed,
     )
-    shares = class_frequencies(pairs, codes, len(legend))
-    absent = [name for name, share in zip(legend.names, shares, strict=True) if share == 0]
-    if absent:
-        raise TrainingDataError(f"class '{absent[0]}' has no pixel in the training labels")
     mean, std = band_statistics(pairs)
     if len(mean) != len(config.bands):
         raise TrainingDataError(
@@ -87,7 +92,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         training={
             "data": config.card.training_data,
             "scenes": [str(p.scene) for p in config.data.training],
-            "class_shares": {n: round(float(s), 4) for n, s in zip(legend.names, shares, strict=True)},
+            "class_shares": {n: round(float(s), 4) for n, s in zip(legend.names, splits.class_shares, strict=True)},
             "optimisation": options.model_dump(mode="json", exclude={"loader_workers", "checkpoint_every"}),
         },
         limits=config.card.limits,
@@ -96,19 +101,44 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     if not held_out:
         return bundle
     # Measured on the stored 16-bit weights, by the pipeline that users run: what the card says is what they get.
-    each = [evaluate(str(bundle.folder), str(pair.scene), pair.labels, config.data.label_values) for pair in held_out]
+    each = [
+        evaluate(
+            str(bundle.folder),
+            str(pair.scene),
+            pair.labels,
+            config.data.label_values,
+            class_column=pair.class_column,
+            layer=pair.layer,
+        )
+        for pair in held_out
+    ]
     scores = Scores(np.sum([one.confusion for one in each], axis=0))
     names = ", ".join(pair.scene.name for pair in held_out)
     return write_bundle(bundle.folder, replace(card, held_out={"data": names, **scores.to_dict(legend)}), network)
+
+
+def _pairs(data: DataConfig, chosen: Sequence[PairConfig]) -> list[Pair]:
+    return [Pair(data.root / p.scene, data.root / p.labels, data.class_column, data.layer) for p in chosen]
+
+
+def _validation(data: DataConfig) -> list[Pair] | Blocks | None:
+    if data.validation is None:
+        return None
+    if data.validation.blocks is not None:
+        return Blocks(**data.validation.blocks.model_dump())
+    return _pairs(data, data.validation.scenes)
 
 
 def evaluate(
     model: str,
     scene: str,
     labels: Path,
-    label_values: Mapping[int, str] | None = None,
+    label_values: Mapping[int | str, str] | None = None,
     config: RunConfig | None = None,
     on_progress: ProgressCallback = lambda _: None,
+    *,
+    class_column: str = CLASS_COLUMN,
+    layer: str | None = None,
 ) -> Scores:
     """Map a scene as ``landseg run`` does and compare the map with reference labels.
 
@@ -119,11 +149,13 @@ def evaluate(
     scene
         Path or URL of the raster to map.
     labels
-        Raster of reference classes on the same ground, of any grid.
+        Reference classes on the same ground: a raster of any grid, or polygons.
     label_values
-        Value in ``labels`` -> class name; by default the legend's class ids.
+        Value in ``labels`` -> class name; by default the legend's class ids. Names of classes mean themselves.
     config
         Options of the mapping; its model is not looked at.
+    class_column, layer
+        Where polygons say their class; see `landseg.train.labels.open_labels`.
 
     Raises
     ------
@@ -135,9 +167,11 @@ def evaluate(
         legend = plan.bundle.card.legend
         codes = label_codes(label_values, legend)
         predicted = map_labels(plan, Path(folder), on_progress)
-        return evaluate_map(predicted, labels, codes, legend)
+        return evaluate_map(predicted, labels, codes, legend, class_column=class_column, layer=layer)
 
 
-def label_codes(label_values: Mapping[int, str] | None, legend: Legend) -> LabelCodes:
-    """Say what the values of a label raster mean; by default they are the legend's class ids."""
-    return LabelCodes(label_values or {c.class_id: c.name for c in legend}, legend.names)
+def label_codes(
+    label_values: Mapping[int | str, str] | None, legend: Legend, ignored: Collection[int | str] = ()
+) -> LabelCodes:
+    """Say what the values of labels mean; by default they are the legend's class ids, or names."""
+    return LabelCodes(label_values or {c.class_id: c.name for c in legend}, legend.names, ignored)

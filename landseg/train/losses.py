@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from landseg.train.samples import IGNORED
+from landseg.train.labels import IGNORED
 
 
 def pspnet_loss(logits: Tensor, auxiliary: Tensor, mask: Tensor, auxiliary_weight: float) -> Tensor:

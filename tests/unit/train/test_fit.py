@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture
 from landseg.train.fit import Chips, Schedule, Training, fit
-from landseg.train.samples import LabelCodes, Pair
+from landseg.train.labels import LabelCodes
+from landseg.train.samples import Augmentation, Pair
+from landseg.train.splits import open_splits
 
 NAMES = ("building", "land", "road", "vegetation", "water")
 CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
@@ -51,7 +53,8 @@ class Recorded(Training):
 
 
 def run(corner: Pair, folder: Path, training: Recorded, seed: int = 1) -> dict[str, Tensor]:
-    data = Chips([corner], CODES, 1.0, chip_px=48, batch=2, batches=EPOCH, workers=0, seed=seed)
+    splits = open_splits([corner], CODES, 1.0, chip_px=48, vary=Augmentation())
+    data = Chips(splits, batch=2, batches=EPOCH, workers=0, seed=seed)
     return fit(training, data, folder, precision="32-true", quiet=True).state_dict()
 
 

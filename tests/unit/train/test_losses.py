@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
+from landseg.train.labels import IGNORED
 from landseg.train.losses import pspnet_loss
-from landseg.train.samples import IGNORED
 
 
 def test_loss_is_the_mean_cross_entropy_of_the_labelled_pixels() -> None:
