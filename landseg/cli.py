@@ -149,11 +149,15 @@ def _need_packages(extra: str, *names: str) -> None:
 @app.command()
 def evaluate(
     scene: Annotated[str, typer.Option(help="raster to map: a path, or a URL")],
-    labels: Annotated[Path, typer.Option(help="raster of reference classes on the same ground")],
+    labels: Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")],
     model: Model = None,
     label_values: Annotated[
         str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
     ] = None,
+    class_column: Annotated[
+        str, typer.Option(help="column of polygons that holds names of classes, or codes")
+    ] = "class_name",
+    layer: Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -167,22 +171,24 @@ def evaluate(
     legend = read_bundle(name).card.legend
     values = None if label_values is None else _label_values(label_values, legend.names)
     with terminal.show_progress(quiet) as on_progress:
-        scores = job.evaluate(name, scene, labels, values, on_progress=on_progress).to_dict(legend)
+        scores = job.evaluate(
+            name, scene, labels, values, on_progress=on_progress, class_column=class_column, layer=layer
+        ).to_dict(legend)
     if as_json:
         typer.echo(json.dumps(scores, indent=2))
     else:
         terminal.print_scores(scores)
 
 
-def _label_values(text: str, names: tuple[str, ...]) -> dict[int, str]:
-    values = {}
+def _label_values(text: str, names: tuple[str, ...]) -> dict[int | str, str]:
+    values: dict[int | str, str] = {}
     for part in text.split(","):
-        value, _, name = part.partition("=")
-        if not value.strip().isdecimal() or int(value) > 255:
-            raise UsageError(f"--label-values: '{part}' is not of the form value=class, with a value of 0 to 255")
+        value, _, name = part.rpartition("=")
+        if not value.strip():
+            raise UsageError(f"--label-values: '{part}' is not of the form value=class")
         if name.strip() not in names:
             raise UsageError(f"--label-values: the model has no class '{name}'", f"its classes: {', '.join(names)}")
-        values[int(value)] = name.strip()
+        values[value.strip()] = name.strip()
     return values
 
 

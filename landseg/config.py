@@ -10,12 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from landseg.errors import ConfigError
 from landseg.legend import LandClass, Legend
 
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
+LabelValue = StrictInt | StrictStr
 Bins = tuple[Annotated[int, Field(ge=1)], ...]
 
 
@@ -67,10 +77,33 @@ Classes = Annotated[tuple[ClassConfig, ...], AfterValidator(_checked)]
 
 
 class PairConfig(Strict):
-    """A scene and its label raster, relative to the data's root."""
+    """A scene and its labels, a raster or polygons, relative to the data's root."""
 
     scene: Path
     labels: Path
+
+
+class BlocksConfig(Strict):
+    """Blocks of the training pairs that are held out for validation; see `landseg.train.splits.Blocks`."""
+
+    share: float = Field(0.2, gt=0, lt=1, description="part of the labelled blocks")
+    block_px: int | None = Field(None, ge=48, description="side of a block; by default 3 chips")
+    buffer_px: int | None = Field(
+        None, ge=0, description="pixels around a block that no training chip enters; by default half a chip"
+    )
+
+
+class ValidationConfig(Strict):
+    """What a training is measured on as it goes: other scenes, or blocks of its own."""
+
+    scenes: tuple[PairConfig, ...] = ()
+    blocks: BlocksConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_of_the_two(self) -> Self:
+        if bool(self.scenes) == (self.blocks is not None):
+            raise ValueError("either scenes or blocks are needed, and not both")
+        return self
 
 
 class DataConfig(Strict):
@@ -79,9 +112,13 @@ class DataConfig(Strict):
     root: Path = Field(Path(), description="folder that the pairs' paths are relative to")
     training: tuple[PairConfig, ...] = Field(min_length=1)
     held_out: tuple[PairConfig, ...] = ()
-    label_values: dict[Annotated[int, Field(ge=0, le=255)], str] = Field(
-        description="value in the label rasters -> class name; others are ignored"
+    validation: ValidationConfig | None = None
+    label_values: dict[LabelValue, str] | None = Field(
+        None, description="value in the labels -> class name; by default the legend's class ids and names"
     )
+    ignored_values: tuple[LabelValue, ...] = Field((), description="values in the labels that are to have no class")
+    class_column: str = Field("class_name", description="column of polygons that holds names of classes, or codes")
+    layer: str | None = Field(None, description="layer of the polygons, where a file has several")
 
 
 class ArchitectureConfig(Strict):
@@ -235,7 +272,7 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _label_values_are_classes(self) -> Self:
-        unknown = sorted(set(self.data.label_values.values()) - {c.name for c in self.legend})
+        unknown = sorted(set((self.data.label_values or {}).values()) - {c.name for c in self.legend})
         if unknown:
             raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")
         return self

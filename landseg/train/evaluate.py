@@ -9,16 +9,14 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from rasterio.enums import MaskFlags, Resampling
-from rasterio.errors import CRSError, RasterioError
-from rasterio.vrt import WarpedVRT
-from rasterio.warp import transform_bounds
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from landseg.errors import TrainingDataError
+from landseg.grid import Grid
 from landseg.legend import NODATA, Legend
-from landseg.train.samples import IGNORED, LabelCodes
+from landseg.train.labels import CLASS_COLUMN, IGNORED, LabelCodes, Labels, open_labels
 
 BLOCK_PX = 1024
 """Side of the blocks that maps are compared in: a multiple of the usual tiles of 256 and 512, so each is read once."""
@@ -134,74 +132,66 @@ def score(blocks: Iterable[Block], legend: Legend) -> Scores:
     return Scores(confusion)
 
 
-def evaluate_map(prediction: Path, labels: Path, codes: LabelCodes, legend: Legend) -> Scores:
-    """Compare a label map with a reference raster, on the map's grid.
+def evaluate_map(
+    prediction: Path,
+    labels: Path,
+    codes: LabelCodes,
+    legend: Legend,
+    *,
+    class_column: str = CLASS_COLUMN,
+    layer: str | None = None,
+) -> Scores:
+    """Compare a label map with a reference, on the map's grid.
 
     Parameters
     ----------
     prediction
         Label map; band 1 holds class ids, 0 = nodata.
     labels
-        Reference; band 1 is read at the nearest pixel, on whatever grid it is. What it masks or declares nodata, and
-        the ground that it does not cover, is unknown.
+        Reference: a raster, whose band 1 is read at the nearest pixel, on whatever grid it is; or polygons. What it
+        masks or declares nodata, and the ground that it does not cover, is unknown.
     codes
         What the reference's values mean; they must be in the order of ``legend``.
     legend
         The classes of the map.
+    class_column, layer
+        Where polygons say their class; see `landseg.train.labels.open_labels`.
 
     Raises
     ------
     TrainingDataError
-        If a raster can't be read or placed, the two do not overlap, nothing is labelled, or the map holds a class id
+        If a file can't be read or placed, the two do not overlap, nothing is labelled, or the map holds a class id
         that the legend lacks.
     """
     try:
-        with rasterio.open(prediction) as predicted, rasterio.open(labels) as reference:
-            for path, raster in ((prediction, predicted), (labels, reference)):
-                if raster.crs is None:
-                    raise TrainingDataError(f"{path} has no coordinate reference system", "georeference it first")
-            if not _may_overlap(predicted, reference):
-                raise TrainingDataError(f"the labels {labels} do not overlap the map {prediction}")
-            with WarpedVRT(reference, **_warp_options(predicted, reference)) as aligned:
-                scores = score(_blocks(predicted, aligned, codes), legend)
+        with rasterio.open(prediction) as predicted:
+            if predicted.crs is None:
+                raise TrainingDataError(f"{prediction} has no coordinate reference system", "georeference it first")
+            reference = open_labels(
+                labels,
+                codes,
+                predicted.crs,
+                predicted.bounds,
+                f"the map {prediction}",
+                class_column=class_column,
+                layer=layer,
+            )
+            scores = score(_blocks(predicted, reference), legend)
     except RasterioError as error:
-        raise TrainingDataError(f"can't read {prediction} with {labels}: {error}") from error
+        raise TrainingDataError(f"can't read {prediction}: {error}") from error
     if scores.labelled_px == 0:
         raise TrainingDataError(
             f"no pixel of {labels} has a known class where {prediction} has one",
-            "see data.label_values: value in the raster -> class name",
+            "say what the labels' values mean: data.label_values, or --label-values",
         )
     return scores
 
 
-def _may_overlap(predicted: Any, reference: Any) -> bool:
-    try:
-        bounds = transform_bounds(reference.crs, predicted.crs, *reference.bounds)
-    except CRSError:
-        # No way between the two: as far apart as can be.
-        return False
-    return not rasterio.coords.disjoint_bounds(predicted.bounds, bounds)
-
-
-def _warp_options(predicted: Any, reference: Any) -> dict[str, Any]:
-    flags = reference.mask_flag_enums[0]
-    return {
-        "crs": predicted.crs,
-        "transform": predicted.transform,
-        "height": predicted.height,
-        "width": predicted.width,
-        "resampling": Resampling.nearest,
-        # Without a nodata value the warper fills what lies beyond the reference with 0, which may be a class.
-        "add_alpha": MaskFlags.nodata not in flags and MaskFlags.alpha not in flags,
-    }
-
-
-def _blocks(predicted: Any, aligned: Any, codes: LabelCodes) -> Iterator[Block]:
-    rows, cols = predicted.shape
+def _blocks(predicted: Any, reference: Labels) -> Iterator[Block]:
+    grid = Grid(predicted.shape, predicted.transform, predicted.crs)
+    rows, cols = grid.shape
     for top in range(0, rows, BLOCK_PX):
         for left in range(0, cols, BLOCK_PX):
             window = Window(left, top, min(BLOCK_PX, cols - left), min(BLOCK_PX, rows - top))
-            values = aligned.read(1, window=window)
-            unknown = (aligned.read_masks(1, window=window) == 0) | ~np.isfinite(values)
-            channels = codes.recode(torch.from_numpy(np.where(unknown, -1, values).astype(np.int64))).numpy()
-            yield predicted.read(1, window=window), channels
+            part = Grid((window.height, window.width), grid.window_transform(window), grid.crs)
+            yield predicted.read(1, window=window), reference.read(part).channels

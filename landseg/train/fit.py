@@ -2,7 +2,6 @@
 
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +14,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets import stack_samples
-from torchgeo.samplers import GridGeoSampler, RandomGeoSampler
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from landseg.errors import ResourceError, RunInterruptedError, UsageError
 from landseg.model.pspnet import Architecture, PSPNet
-from landseg.train.augment import Augmentation
 from landseg.train.evaluate import Scores
+from landseg.train.labels import IGNORED
 from landseg.train.losses import Objective
-from landseg.train.samples import IGNORED, LabelCodes, Pair, open_pairs
+from landseg.train.samples import Sites, Source
 
 OptimiserName = Literal["adamw", "sgd"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -149,18 +147,16 @@ class Training(lightning.LightningModule):
 
 
 class Chips(lightning.LightningDataModule):
-    """Random chips of the pairs; which ones, and how they are varied, follows from the seed and the epoch alone.
+    """Random chips; which ones, and how they are varied, follows from the seed and the epoch alone.
 
     Parameters
     ----------
-    pairs, codes, gsd_m
-        See `landseg.train.samples.open_pairs`.
+    training
+        What they are drawn from.
     validation
-        Pairs that are looked at after each epoch and not trained on.
-    vary
-        How samples are varied.
-    chip_px, batch, batches
-        Size of a chip, chips per batch, batches per epoch.
+        What is looked at after each epoch and not trained on.
+    batch, batches
+        Chips per batch, batches per epoch.
     workers
         Processes that read and augment.
     seed
@@ -169,23 +165,17 @@ class Chips(lightning.LightningDataModule):
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
-        codes: LabelCodes,
-        gsd_m: float,
+        training: Source,
+        validation: Sites | None = None,
         *,
-        validation: Sequence[Pair] = (),
-        vary: Augmentation,
-        chip_px: int,
         batch: int,
         batches: int,
         workers: int,
         seed: int,
     ) -> None:
         super().__init__()
-        self.dataset = open_pairs(pairs, codes, gsd_m, vary=vary)
-        self.validation = open_pairs(validation, codes, gsd_m) if validation else None
-        self.read_px = vary.read_px(chip_px)
-        self.chip_px = chip_px
+        self.training = training
+        self.validation = validation
         self.batch = batch
         self.batches = batches
         self.workers = workers
@@ -198,20 +188,20 @@ class Chips(lightning.LightningDataModule):
         # several GPUs chips of its own.
         seed = self.seed + epoch + rank * 2**20
         lightning.seed_everything(seed, verbose=False)
-        sampler = RandomGeoSampler(self.dataset, size=self.read_px, length=self.batch * self.batches)
-        return self._loader(self.dataset, sampler, torch.Generator().manual_seed(seed))
+        places = self.training.draw(self.batch * self.batches)
+        return self._loader(self.training.dataset, places, torch.Generator().manual_seed(seed))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """Make the loader of the validation's chips, side by side."""
+        """Make the loader of the validation."""
         if self.validation is None:
             raise ValueError("there is nothing to validate with")
-        return self._loader(self.validation, GridGeoSampler(self.validation, size=self.chip_px, stride=self.chip_px))
+        return self._loader(self.validation.dataset, self.validation.places)
 
-    def _loader(self, dataset: Any, sampler: Any, generator: torch.Generator | None = None) -> DataLoader[Any]:
+    def _loader(self, dataset: Any, places: Any, generator: torch.Generator | None = None) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.batch,
-            sampler=sampler,
+            sampler=places,
             num_workers=self.workers,
             collate_fn=stack_samples,
             generator=generator,
@@ -302,9 +292,7 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     loggers: list[Logger] = [CSVLogger(folder, name="log")]
     if conduct.tensorboard:
         if find_spec("tensorboard") is None:
-            raise UsageError(
-                "TensorBoard is not installed", "pip install tensorboard, or leave the key out"
-            )
+            raise UsageError("TensorBoard is not installed", "pip install tensorboard, or leave the key out")
         loggers.append(TensorBoardLogger(folder, name="tensorboard", version=""))
     trainer = lightning.Trainer(
         max_steps=training.schedule.steps,

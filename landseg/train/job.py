@@ -1,7 +1,7 @@
 """A training or an evaluation from beginning to end: configuration in, bundle or scores out."""
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 from numpy.typing import NDArray
 
-from landseg.config import OptimisationConfig, RunConfig, TrainConfig, legend_of
+from landseg.config import DataConfig, OptimisationConfig, PairConfig, RunConfig, TrainConfig, legend_of
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import Legend
 from landseg.model.bundle import Bundle, Card, read_bundle, write_bundle
@@ -20,8 +20,10 @@ from landseg.run import ProgressCallback, build_plan, map_labels
 from landseg.train.augment import Augmentation
 from landseg.train.evaluate import Scores, evaluate_map
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
+from landseg.train.labels import CLASS_COLUMN, LabelCodes
 from landseg.train.losses import Objective
-from landseg.train.samples import LabelCodes, Pair, band_statistics, class_frequencies
+from landseg.train.samples import Pair, Sites, Source, band_statistics
+from landseg.train.splits import Blocks, open_splits
 from landseg.train.transfer import transfer
 
 
@@ -46,34 +48,40 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     Raises
     ------
     TrainingDataError
-        If scenes and labels can't be trained on: unreadable, apart from each other, or a class without pixels.
+        If scenes and labels can't be trained on: unreadable, apart from each other, of unknown values, a class without
+        pixels, or nothing left by the split.
     BundleError
         If the initial weights are not of the configuration's backbone.
     UsageError
         If there is no model to fine-tune of that name.
     """
     legend = legend_of(config.legend)
-    pairs = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.training]
-    held_out = [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in config.data.held_out]
-    codes = LabelCodes(config.data.label_values, legend.names)
+    pairs = _pairs(config.data, config.data.training)
+    held_out = _pairs(config.data, config.data.held_out)
+    codes = label_codes(config.data.label_values, legend, config.data.ignored_values)
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
     terms = _terms(config, pairs, len(legend))
-    data = Chips(
+    vary = Augmentation(**options.augmentation.model_dump())
+    splits = open_splits(
         pairs,
         codes,
         terms.gsd_m,
-        vary=Augmentation(**options.augmentation.model_dump()),
         chip_px=terms.chip_px,
+        read_px=vary.read_px(terms.chip_px),
+        validation=_validation(config.data),
+        seed=options.seed,
+        vary=vary,
+    )
+    shares = splits.class_shares
+    data = Chips(
+        Source(splits.training, splits.training_sampler),
+        None if splits.validation is None else Sites(splits.validation, splits.validation_sampler()),
         batch=options.batch,
         batches=min(options.checkpoint_every, options.steps),
         workers=options.loader_workers,
         seed=options.seed,
     )
-    shares = class_frequencies(pairs, codes, len(legend))
-    absent = [name for name, share in zip(legend.names, shares, strict=True) if share == 0]
-    if absent:
-        raise TrainingDataError(f"class '{absent[0]}' has no pixel in the training labels")
     training = Training(
         terms.architecture, terms.mean, terms.std, _schedule(options), _objective(options, legend, shares)
     )
@@ -110,10 +118,32 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     if not held_out:
         return bundle
     # Measured on the stored 16-bit weights, by the pipeline that users run: what the card says is what they get.
-    each = [evaluate(str(bundle.folder), str(pair.scene), pair.labels, config.data.label_values) for pair in held_out]
+    each = [
+        evaluate(
+            str(bundle.folder),
+            str(pair.scene),
+            pair.labels,
+            config.data.label_values,
+            class_column=pair.class_column,
+            layer=pair.layer,
+        )
+        for pair in held_out
+    ]
     scores = Scores(np.sum([one.confusion for one in each], axis=0))
     names = ", ".join(pair.scene.name for pair in held_out)
     return write_bundle(bundle.folder, replace(card, held_out={"data": names, **scores.to_dict(legend)}), network)
+
+
+def _pairs(data: DataConfig, chosen: Sequence[PairConfig]) -> list[Pair]:
+    return [Pair(data.root / p.scene, data.root / p.labels, data.class_column, data.layer) for p in chosen]
+
+
+def _validation(data: DataConfig) -> list[Pair] | Blocks | None:
+    if data.validation is None:
+        return None
+    if data.validation.blocks is not None:
+        return Blocks(**data.validation.blocks.model_dump())
+    return _pairs(data, data.validation.scenes)
 
 
 def _terms(config: TrainConfig, pairs: Sequence[Pair], classes: int) -> _Terms:
@@ -187,9 +217,12 @@ def evaluate(
     model: str,
     scene: str,
     labels: Path,
-    label_values: Mapping[int, str] | None = None,
+    label_values: Mapping[int | str, str] | None = None,
     config: RunConfig | None = None,
     on_progress: ProgressCallback = lambda _: None,
+    *,
+    class_column: str = CLASS_COLUMN,
+    layer: str | None = None,
 ) -> Scores:
     """Map a scene as ``landseg run`` does and compare the map with reference labels.
 
@@ -200,11 +233,13 @@ def evaluate(
     scene
         Path or URL of the raster to map.
     labels
-        Raster of reference classes on the same ground, of any grid.
+        Reference classes on the same ground: a raster of any grid, or polygons.
     label_values
-        Value in ``labels`` -> class name; by default the legend's class ids.
+        Value in ``labels`` -> class name; by default the legend's class ids. Names of classes mean themselves.
     config
         Options of the mapping; its model is not looked at.
+    class_column, layer
+        Where polygons say their class; see `landseg.train.labels.open_labels`.
 
     Raises
     ------
@@ -216,9 +251,11 @@ def evaluate(
         legend = plan.bundle.card.legend
         codes = label_codes(label_values, legend)
         predicted = map_labels(plan, Path(folder), on_progress)
-        return evaluate_map(predicted, labels, codes, legend)
+        return evaluate_map(predicted, labels, codes, legend, class_column=class_column, layer=layer)
 
 
-def label_codes(label_values: Mapping[int, str] | None, legend: Legend) -> LabelCodes:
-    """Say what the values of a label raster mean; by default they are the legend's class ids."""
-    return LabelCodes(label_values or {c.class_id: c.name for c in legend}, legend.names)
+def label_codes(
+    label_values: Mapping[int | str, str] | None, legend: Legend, ignored: Collection[int | str] = ()
+) -> LabelCodes:
+    """Say what the values of labels mean; by default they are the legend's class ids, or names."""
+    return LabelCodes(label_values or {c.class_id: c.name for c in legend}, legend.names, ignored)

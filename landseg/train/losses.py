@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from landseg.train.samples import IGNORED
+from landseg.train.labels import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,127 +4,241 @@ A sample is ``{"image": (C, H, W) float32 in 0-255, "mask": (H, W) int64}``; the
 legend, and `IGNORED` where nothing is known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import rasterio
+import shapely
 import torch
-from numpy.typing import NDArray
+from geopandas import GeoDataFrame
+from rasterio.crs import CRS
 from rasterio.enums import Resampling
-from rasterio.vrt import WarpedVRT
-from torch import Tensor
-from torchgeo.datasets import IntersectionDataset, RasterDataset
+from rasterio.transform import from_origin
+from torch.utils.data import Dataset, Sampler
+from torchgeo.datasets import GeoDataset, IntersectionDataset, RasterDataset
 
 from landseg.errors import TrainingDataError
-from landseg.train.augment import Augmentation
+from landseg.grid import Grid
+from landseg.train.labels import CLASS_COLUMN, IGNORED, Bounds, LabelCodes, Labels, open_labels
 
-IGNORED = 255
-"""Mask value of pixels without a label; they take no part in losses and metrics."""
+Sample = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A scene and the raster of its labels, on grids that may differ."""
-
-    scene: Path
-    labels: Path
-
-
-class _Labels(RasterDataset):
-    is_image = False
-
-    def _load_warp_file(self, filepath: Any) -> Any:
-        """Open a raster so that what it does not cover is `IGNORED` and not, as torchgeo has it, 0: a class perhaps."""
-        source = rasterio.open(filepath)
-        if source.nodata is None:
-            return WarpedVRT(source, crs=self.crs, nodata=IGNORED)
-        source.close()
-        return super()._load_warp_file(filepath)
-
-
-class LabelCodes:
-    """Turn the values of label rasters into channel indices.
+    """A scene and what is known of its ground, which may be a part of it.
 
     Parameters
     ----------
-    label_values
-        Value in the raster -> class name; other values become `IGNORED`.
-    names
-        Class names in channel order.
+    scene
+        Raster of imagery.
+    labels
+        Raster of codes, or polygons, of any CRS.
+    class_column, layer
+        Where polygons say their class; see `landseg.train.labels.open_labels`.
     """
 
-    def __init__(self, label_values: Mapping[int, str], names: Sequence[str]) -> None:
-        # One entry more, for all that no byte holds.
-        self.table = torch.full((257,), IGNORED, dtype=torch.int64)
-        for value, name in label_values.items():
-            self.table[value] = list(names).index(name)
+    scene: Path
+    labels: Path
+    class_column: str = CLASS_COLUMN
+    layer: str | None = None
 
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Recode ``sample["mask"]``."""
-        return sample | {"mask": self.recode(sample["mask"])}
 
-    def recode(self, values: Tensor) -> Tensor:
-        """Turn integers of any size and shape into channel indices, int64."""
-        values = values.long()
-        return self.table[values.where((values >= 0) & (values <= 255), 256)]
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Samples, and how random ones are drawn.
+
+    Parameters
+    ----------
+    dataset
+        Gives the sample of a place.
+    draw
+        Makes, of a number of samples, a sampler of random places that follows from torch's global generator alone.
+    """
+
+    dataset: Dataset[Sample]
+    draw: Callable[[int], Sampler[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """Samples at places that stay the same.
+
+    Parameters
+    ----------
+    dataset
+        Gives the sample of a place.
+    places
+        In a fixed order.
+    """
+
+    dataset: Dataset[Sample]
+    places: Sampler[Any] | Sequence[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """Keep image and mask of what torchgeo read, and vary them.
+
+    Parameters
+    ----------
+    vary
+        Gives a changed copy of a sample; None to leave samples as they are.
+    """
+
+    vary: Callable[[Sample], Sample] | None = None
+
+    def __call__(self, sample: Sample) -> Sample:
+        """Make the sample that the network gets."""
+        sample = {"image": sample["image"], "mask": sample["mask"]}
+        return sample if self.vary is None else self.vary(sample)
+
+
+class PairedLabels(GeoDataset):
+    """The labels of all pairs as one dataset; where several cover a place, the first that knows it.
+
+    torchgeo's own datasets fill the ground that no label covers with 0, which may be a class, and its `VectorDataset`
+    reads the whole file for each sample.
+
+    Parameters
+    ----------
+    labels
+        Opened for the dataset's CRS.
+    crs
+        Of the places to read.
+    gsd_m
+        Pixel size in units of the CRS.
+    """
+
+    def __init__(self, labels: Sequence[Labels], crs: CRS, gsd_m: float) -> None:
+        self.labels = tuple(labels)
+        self.paths = [str(one.path) for one in labels]
+        self._res = (gsd_m, gsd_m)
+        self.index = places([one.bounds for one in labels], crs, filepath=self.paths)
+
+    def __getitem__(self, query: Any) -> Sample:
+        """Read the labels of a place."""
+        x, y, _ = self._disambiguate_slice(query)
+        shape = (round((y.stop - y.start) / y.step), round((x.stop - x.start) / x.step))
+        grid = Grid(shape, from_origin(x.start, y.stop, x.step, y.step), CRS.from_user_input(self.crs))
+        mask = np.full(shape, IGNORED, dtype=np.int64)
+        for one in self.labels:
+            left, bottom, right, top = one.bounds
+            if left < x.stop and x.start < right and bottom < y.stop and y.start < top:
+                mask = np.where(mask == IGNORED, one.read(grid).channels, mask)
+        return {"crs": self.crs, "bounds": query, "mask": torch.from_numpy(mask)}
+
+
+class Pairs(IntersectionDataset):
+    """Scenes with their labels.
+
+    Parameters
+    ----------
+    scenes
+        One for each pair, in any order.
+    labels
+        Of the same pairs.
+    bounds
+        Of each pair's scene, in the scenes' CRS and the labels' order.
+    transforms
+        What is done to each sample.
+    """
+
+    def __init__(
+        self,
+        scenes: RasterDataset,
+        labels: PairedLabels,
+        bounds: Sequence[Bounds],
+        transforms: Callable[[Sample], Sample],
+    ) -> None:
+        super().__init__(scenes, labels, transforms=transforms)
+        self.labels = labels.labels
+        self.scene_bounds = tuple(bounds)
+
+
+def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:
+    """Make the index of a torchgeo dataset, a row for each rectangle, of all times."""
+    times = pd.IntervalIndex.from_tuples(
+        [(pd.Timestamp.min, pd.Timestamp.max)] * len(bounds), closed="both", name="datetime"
+    )
+    return GeoDataFrame(columns, index=times, geometry=[shapely.box(*one) for one in bounds], crs=crs)
 
 
 def open_pairs(
-    pairs: Sequence[Pair], codes: LabelCodes, gsd_m: float, *, vary: Augmentation | None = None
-) -> IntersectionDataset:
-    """Open pairs as one torchgeo dataset, resampled to ``gsd_m`` on the first scene's CRS, its samples varied if asked.
+    pairs: Sequence[Pair],
+    codes: LabelCodes,
+    gsd_m: float,
+    *,
+    crs: CRS | None = None,
+    vary: Callable[[Sample], Sample] | None = None,
+) -> Pairs:
+    """Open pairs as one torchgeo dataset, resampled to ``gsd_m``.
+
+    Parameters
+    ----------
+    pairs
+        At least one; all scenes have the same bands.
+    codes
+        What the values of the labels mean.
+    gsd_m
+        Pixel size in units of the CRS.
+    crs
+        To read the pairs in; by default the first scene's.
+    vary
+        Changes each sample, for augmentation.
+
+    Returns
+    -------
+    Pairs
+        In the order given.
 
     Raises
     ------
     TrainingDataError
-        If a file is missing or unreadable, or a scene and its labels do not overlap.
+        If a file is missing, unreadable or without a projected CRS, scenes differ in their bands, or a scene and its
+        labels do not overlap.
     """
-    for pair in pairs:
-        _check_pair(pair)
-    images = RasterDataset([str(pair.scene) for pair in pairs], res=gsd_m)
-    labels = _Labels([str(pair.labels) for pair in pairs], res=gsd_m)
-
-    def prepare(sample: dict[str, Any]) -> dict[str, Any]:
-        sample = codes({"image": sample["image"], "mask": sample["mask"]})
-        return sample if vary is None else vary(sample)
-
-    return IntersectionDataset(images, labels, transforms=prepare)
-
-
-def _check_pair(pair: Pair) -> None:
-    try:
-        with rasterio.open(pair.scene) as scene, rasterio.open(pair.labels) as labels:
-            if scene.crs is None or labels.crs is None:
-                raise TrainingDataError(f"{pair.scene} or its labels {pair.labels} have no coordinate reference system")
-            if scene.crs == labels.crs and rasterio.coords.disjoint_bounds(scene.bounds, labels.bounds):
-                raise TrainingDataError(f"the labels {pair.labels} do not overlap the scene {pair.scene}")
-    except rasterio.errors.RasterioIOError as error:
-        raise TrainingDataError(f"can't read {pair.scene} with {pair.labels}: {error}") from error
-
-
-def class_frequencies(pairs: Sequence[Pair], codes: LabelCodes, classes: int) -> NDArray[np.float64]:
-    """Measure the share of each class among the labelled pixels, from reads at an eighth of the resolution.
-
-    Raises
-    ------
-    TrainingDataError
-        If nothing is labelled.
-    """
-    counts = np.zeros(classes, dtype=np.float64)
-    for pair in pairs:
-        with rasterio.open(pair.labels) as labels:
-            shape = (max(1, labels.height // 8), max(1, labels.width // 8))
-            channels = codes.recode(torch.from_numpy(labels.read(1, out_shape=shape).astype(np.int64))).numpy()
-        counts += np.bincount(channels[channels != IGNORED], minlength=classes)[:classes]
-    if counts.sum() == 0:
-        raise TrainingDataError(
-            "no pixel of the labels has a known class", "see data.label_values: value in the raster -> class name"
+    own = _check_scenes([pair.scene for pair in pairs])
+    crs = own if crs is None else crs
+    images = RasterDataset([str(pair.scene) for pair in pairs], crs=crs, res=gsd_m)
+    by_path = {p: g.bounds for p, g in zip(images.index.filepath, images.index.geometry, strict=True)}
+    bounds: list[Bounds] = [by_path[str(pair.scene)] for pair in pairs]
+    labels = [
+        open_labels(
+            pair.labels,
+            codes,
+            crs,
+            ground,
+            f"the scene {pair.scene}",
+            class_column=pair.class_column,
+            layer=pair.layer,
         )
-    shares: NDArray[np.float64] = counts / counts.sum()
-    return shares
+        for pair, ground in zip(pairs, bounds, strict=True)
+    ]
+    return Pairs(images, PairedLabels(labels, crs, gsd_m), bounds, Prepare(vary))
+
+
+def _check_scenes(scenes: Sequence[Path]) -> CRS:
+    """Give the first scene's CRS if all can be read together."""
+    found = []
+    for path in scenes:
+        try:
+            with rasterio.open(path) as scene:
+                crs, bands = scene.crs, scene.count
+        except rasterio.errors.RasterioIOError as error:
+            raise TrainingDataError(f"can't read the scene {path}: {error}") from error
+        if crs is None:
+            raise TrainingDataError(f"{path} has no coordinate reference system", "georeference it first")
+        if crs.is_geographic:
+            raise TrainingDataError(f"the scene {path} is in degrees", "reproject it, to its UTM zone for example")
+        found.append((crs, bands))
+        if bands != found[0][1]:
+            raise TrainingDataError(f"the scene {path} has {bands} bands; {scenes[0]} has {found[0][1]}")
+    return found[0][0]
 
 
 def band_statistics(pairs: Sequence[Pair]) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,8 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import geopandas
+import pyogrio
 import pytest
+import rasterio
+import shapely
 import yaml
+from affine import Affine
 
 from landseg.model.bundle import read_bundle
 from landseg.train.samples import Pair
@@ -63,10 +68,27 @@ def test_two_processes_train_one_model(corner: Pair, config: Path, tmp_path: Pat
     assert read_bundle(str(tmp_path / "runs" / "own")).card.name == "own"
 
 
-def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
-    import rasterio
-    from affine import Affine
+def test_evaluate_on_polygons(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
+    with rasterio.open(corner.scene) as scene:
+        left, bottom, right, top = scene.bounds
+        crs = scene.crs
+    halves = [shapely.box(left, bottom, left + 96, top), shapely.box(left + 96, bottom, right, top)]
+    frame = geopandas.GeoDataFrame({"use": ["building", "Park"]}, geometry=halves, crs=crs)
+    pyogrio.write_dataframe(frame.to_crs(4326), tmp_path / "zones.geojson")
+    arguments = ("evaluate", "--model", small_bundle, "--scene", corner.scene, "--quiet", "--json")
+    arguments += ("--labels", tmp_path / "zones.geojson")
 
+    outcome = landseg(*arguments, "--class-column", "use", "--label-values", "Park=park")
+    assert outcome.code == 0, outcome.err
+    confusion = json.loads(outcome.out)["confusion"]
+    assert [sum(row) for row in confusion] == pytest.approx([96 * 192, 96 * 192, 0], abs=192)
+
+    outcome = landseg(*arguments)
+    assert outcome.code == 3
+    assert "no column 'class_name'" in outcome.err
+
+
+def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
     far = tmp_path / "far.tif"
     with rasterio.open(corner.labels) as source:
         profile = source.profile | {"transform": Affine.translation(5000, 0) @ source.transform}

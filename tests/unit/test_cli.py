@@ -108,7 +108,7 @@ def test_doctor(landseg: Landseg) -> None:
     assert "runs on" in landseg("doctor").out
 
 
-@pytest.mark.parametrize("text", ["0", "x=building", "0=castle", "300=building"])
+@pytest.mark.parametrize("text", ["0", "=building", "0=castle"])
 def test_label_values_that_make_no_sense(landseg: Landseg, small_bundle: Path, tmp_path: Path, text: str) -> None:
     outcome = landseg(
         "evaluate", "--scene", "s.tif", "--labels", "l.tif", "--model", small_bundle, "--label-values", text

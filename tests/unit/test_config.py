@@ -220,6 +220,38 @@ def test_label_values_must_be_in_the_legend(file: Path) -> None:
     assert "'forest', which is not in the legend" in refusal(file, training(data=data), TrainConfig).what
 
 
+def test_label_values_may_be_text_or_left_out(file: Path) -> None:
+    pair = {"scene": "a", "labels": "b.gpkg"}
+    file.write_text(training(data={"training": [pair], "label_values": {"Wald": "land", 11100: "water"}}))
+    assert load_config(file, TrainConfig).data.label_values == {"Wald": "land", 11100: "water"}
+
+    file.write_text(training(data={"training": [pair], "ignored_values": [255, "unclear"]}))
+    data = load_config(file, TrainConfig).data
+    assert (data.label_values, data.ignored_values, data.class_column) == (None, (255, "unclear"), "class_name")
+
+
+def test_label_values_that_yaml_takes_for_true_or_false_are_refused(file: Path) -> None:
+    text = training(data={"training": [{"scene": "a", "labels": "b.gpkg"}], "ignored_values": ["NO_HERE"]})
+
+    assert "ignored_values" in refusal(file, text.replace("NO_HERE", "no"), TrainConfig).what
+
+
+@pytest.mark.parametrize(
+    "validation", [{}, {"scenes": [{"scene": "c", "labels": "d"}], "blocks": {"share": 0.1}}, {"scenes": []}]
+)
+def test_validation_is_by_scenes_or_by_blocks(file: Path, validation: dict[str, Any]) -> None:
+    data = {"training": [{"scene": "a", "labels": "b"}], "validation": validation}
+
+    assert "either scenes or blocks are needed" in refusal(file, training(data=data), TrainConfig).what
+
+
+@pytest.mark.parametrize("blocks", [{"share": 0}, {"share": 1}, {"block_px": 0}, {"buffer_px": -1}])
+def test_blocks_that_make_no_sense_are_refused(file: Path, blocks: dict[str, float]) -> None:
+    data = {"training": [{"scene": "a", "labels": "b"}], "validation": {"blocks": blocks}}
+
+    assert f"data.validation.blocks.{next(iter(blocks))}" in refusal(file, training(data=data), TrainConfig).what
+
+
 @pytest.mark.parametrize("name", ["Big", "", "../up", ".hidden", "a b"])
 def test_names_that_are_no_folder_names_are_refused(file: Path, name: str) -> None:
     assert f"'name' is {name!r}" in refusal(file, training(name=name), TrainConfig).what
@@ -230,6 +262,6 @@ def test_training_preset_loads() -> None:
 
     assert legend_of(config.legend).names == ("building", "land", "road", "vegetation", "water")
     assert legend_of(config.legend)[5] == LandClass(5, "water", "#56b4e9")
-    assert set(config.data.label_values) == {0, 1, 2, 3, 4}
+    assert set(config.data.label_values or {}) == {0, 1, 2, 3, 4}
     assert not set(config.data.training) & set(config.data.held_out)
     assert config.chip_px % 48 == 0

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from landseg.train.augment import Augmentation
-from landseg.train.samples import IGNORED
+from landseg.train.labels import IGNORED
 
 
 def test_augmented_samples_keep_each_pixel_with_its_label() -> None:

@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
@@ -16,7 +19,7 @@ from landseg.errors import TrainingDataError
 from landseg.legend import LandClass, Legend
 from landseg.train import evaluate
 from landseg.train.evaluate import Scores, evaluate_map, score
-from landseg.train.samples import IGNORED, LabelCodes
+from landseg.train.labels import IGNORED, LabelCodes
 
 # Ids that are neither the channels nor in order, so that mixing them up shows.
 LEGEND = Legend((LandClass(7, "water", "#56b4e9"), LandClass(2, "land", "#ece2c6"), LandClass(4, "road", "#000000")))
@@ -206,6 +209,24 @@ def test_a_reference_in_another_crs_is_brought_to_the_map(tmp_path: Path) -> Non
     )
     assert (placed != 255).sum() > 100
     assert np.array_equal(scores.confusion, counted(predicted, channels(placed)))
+
+
+def test_a_reference_of_polygons_is_drawn_on_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BLOCK_PX", 16)
+    predicted = drawn((40, 50), (0, 2, 4, 7), 0)
+    prediction = write(tmp_path / "map.tif", predicted, nodata=0)
+    zones = geopandas.GeoDataFrame(
+        {"zone": ["water", "5", "castle"]},
+        geometry=[shapely.box(500_000 + x, 2_799_965, 500_000 + x + 10, 2_800_000) for x in (0, 12, 30)],
+        crs=UTM40,
+    )
+    pyogrio.write_dataframe(zones, tmp_path / "zones.gpkg", layer="zones")
+
+    scores = evaluate_map(prediction, tmp_path / "zones.gpkg", CODES, LEGEND, class_column="zone", layer="zones")
+
+    reference = np.full((40, 50), IGNORED)
+    reference[:35, :10], reference[:35, 12:22] = 0, 2
+    assert np.array_equal(scores.confusion, counted(predicted, reference))
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])

@@ -10,12 +10,15 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torchgeo.samplers import GridGeoSampler
 
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture
 from landseg.train.augment import Augmentation
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
-from landseg.train.samples import LabelCodes, Pair
+from landseg.train.labels import LabelCodes
+from landseg.train.samples import Pair, Sites, Source
+from landseg.train.splits import open_splits
 
 NAMES = ("building", "land", "road", "vegetation", "water")
 CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
@@ -58,18 +61,12 @@ class Recorded(Training):
 def run(
     corner: Pair, folder: Path, training: Recorded, seed: int = 1, conduct: Conduct = QUIET, *, validate: bool = False
 ) -> dict[str, Tensor]:
-    data = Chips(
-        [corner],
-        CODES,
-        1.0,
-        validation=[corner] if validate else [],
-        vary=Augmentation(scale=1.25),
-        chip_px=48,
-        batch=2,
-        batches=EPOCH,
-        workers=0,
-        seed=seed,
-    )
+    vary = Augmentation(scale=1.25)
+    splits = open_splits([corner], CODES, 1.0, chip_px=48, read_px=vary.read_px(48), vary=vary)
+    seen = open_splits([corner], CODES, 1.0, chip_px=48).training
+    sites = Sites(seen, GridGeoSampler(seen, size=48, stride=48))
+    source = Source(splits.training, splits.training_sampler)
+    data = Chips(source, sites if validate else None, batch=2, batches=EPOCH, workers=0, seed=seed)
     return fit(training, data, folder, conduct).state_dict()
 
 

@@ -1,18 +1,22 @@
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
+import shapely
 import torch
 import torchvision
+from rasterio.features import shapes
 
 from landseg.config import LossConfig, OptimisationConfig, TrainConfig
 from landseg.errors import BundleError, TrainingDataError
 from landseg.legend import LandClass, Legend
 from landseg.model.bundle import read_bundle
 from landseg.model.pspnet import PSPNet
-from landseg.train.fit import Training, fit
+from landseg.train.fit import Chips, Training, fit
 from landseg.train.job import _objective, train
 from landseg.train.samples import Pair
 
@@ -91,6 +95,7 @@ def test_initial_weights_of_another_network_are_refused_before_training(keys: di
 
 def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
     keys["data"]["label_values"] = {0: "building", 1: "land", 2: "road", 3: "vegetation", 99: "water"}
+    keys["data"]["ignored_values"] = [4]
 
     with pytest.raises(TrainingDataError, match="class 'water' has no pixel"):
         train(TrainConfig.model_validate(keys), quiet=True)
@@ -103,6 +108,51 @@ def test_scenes_of_other_bands_than_the_model_s_are_refused(keys: dict[str, Any]
 
     with pytest.raises(TrainingDataError, match="band"):
         train(TrainConfig.model_validate(keys), quiet=True)
+
+
+def test_unknown_values_are_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
+    del keys["data"]["label_values"]
+
+    # The classes are numbered from 1, the labels from 0.
+    with pytest.raises(TrainingDataError, match=r"holds values that are no class: 0 \("):
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_training_on_polygons_holds_blocks_out(
+    keys: dict[str, Any], corner: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rasterio.open(corner.labels) as labels:
+        values = labels.read(1)
+        found = [
+            (shapely.geometry.shape(s), NAMES[int(v)])
+            for s, v in shapes(values, values != 255, transform=labels.transform)
+        ]
+        frame = geopandas.GeoDataFrame({"zone": [n for _, n in found]}, geometry=[s for s, _ in found], crs=labels.crs)
+    pyogrio.write_dataframe(frame, tmp_path / "zones.gpkg")
+    keys["data"] = {
+        "training": [{"scene": corner.scene, "labels": tmp_path / "zones.gpkg"}],
+        "class_column": "zone",
+        "validation": {"blocks": {"share": 0.1, "block_px": 48, "buffer_px": 4}},
+    }
+    seen: list[Chips] = []
+
+    def note(training: Training, chips: Chips, *arguments: Any, **options: Any) -> PSPNet:
+        seen.append(chips)
+        return fit(training, chips, *arguments, **options)
+
+    monkeypatch.setattr("landseg.train.job.fit", note)
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    # Two blocks of sixteen are held out; a fifth of the ground or more goes with their buffers.
+    splits = seen[0].splits
+    assert splits.validation is not None
+    assert len(splits.validation) == 2
+    assert splits.class_px.sum() < 0.9 * (values != 255).sum()
+    assert bundle.card.training["class_shares"] == {
+        n: round(float(s), 4) for n, s in zip(NAMES, splits.class_shares, strict=True)
+    }
 
 
 def test_fine_tuning_starts_where_a_model_ended(

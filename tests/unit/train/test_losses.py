@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from landseg.train.labels import IGNORED
 from landseg.train.losses import Objective, cross_entropy, dice_loss, lovasz_softmax
-from landseg.train.samples import IGNORED
 
 CLASSES = 3
 

@@ -1,23 +1,21 @@
+import pickle
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
+import pyogrio
 import pytest
 import rasterio
+import shapely
 import torch
 from affine import Affine
 from numpy.typing import NDArray
 from torchgeo.samplers import GridGeoSampler
 
 from landseg.errors import TrainingDataError
-from landseg.train.samples import (
-    IGNORED,
-    LabelCodes,
-    Pair,
-    band_statistics,
-    class_frequencies,
-    open_pairs,
-)
+from landseg.train.labels import IGNORED, LabelCodes
+from landseg.train.samples import Pair, band_statistics, open_pairs
 
 NAMES = ("building", "land", "water")
 CODES = LabelCodes({0: "building", 1: "land", 9: "water"}, NAMES)
@@ -54,19 +52,6 @@ def recoded(values: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.select([values == 0, values == 1, values == 9], [0, 1, 2], IGNORED).astype(np.int64)
 
 
-def test_label_values_become_channels_and_others_ignored() -> None:
-    sample = CODES({"image": "untouched", "mask": torch.tensor([[0, 1, 9], [2, 77, 255]])})
-
-    assert sample["mask"].tolist() == [[0, 1, 2], [IGNORED, IGNORED, IGNORED]]
-    assert sample["image"] == "untouched"
-
-
-def test_several_values_may_mean_one_class() -> None:
-    codes = LabelCodes({3: "land", 4: "land", 5: "water"}, NAMES)
-
-    assert codes({"mask": torch.tensor([3, 4, 5])})["mask"].tolist() == [1, 1, 2]
-
-
 def test_samples_hold_the_pixels_and_channels_of_one_place(
     pair: Pair, pixels: NDArray[np.uint8], values: NDArray[np.uint8]
 ) -> None:
@@ -95,24 +80,6 @@ def test_samples_are_resampled_to_the_model_s_pixels(pair: Pair) -> None:
     assert set(np.unique(np.stack([s["mask"] for s in samples]))) == {0, 1, 2, IGNORED}
 
 
-def test_class_frequencies_are_shares_of_the_labelled_pixels(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    # Blocks of 16, so that reading every 8th pixel sees each block alike: 3 : 5 : 2 and two unlabelled.
-    blocks = np.array([0, 0, 0, 1, 1, 1, 1, 1, 9, 9, 77, 255], dtype=np.uint8).reshape(3, 4)
-    labels = write(tmp_path / "labels.tif", np.kron(blocks, np.ones((16, 16), dtype=np.uint8))[None], nodata=255)
-    scene = write(tmp_path / "scene.tif", pixels)
-
-    np.testing.assert_allclose(class_frequencies([Pair(scene, labels)], CODES, 3), [0.3, 0.5, 0.2])
-
-
-def test_labels_without_a_known_class_are_refused(tmp_path: Path, pixels: NDArray[np.uint8]) -> None:
-    pair = Pair(
-        write(tmp_path / "scene.tif", pixels), write(tmp_path / "labels.tif", np.full((1, 64, 96), 77, dtype=np.uint8))
-    )
-
-    with pytest.raises(TrainingDataError, match="no pixel of the labels has a known class"):
-        class_frequencies([pair], CODES, 3)
-
-
 def test_band_statistics_are_those_of_all_scenes_together(tmp_path: Path) -> None:
     # Blocks of 8: reading every 8th pixel sees each once. Scenes of different sizes weigh by their pixels.
     draw = np.random.default_rng(0)
@@ -130,8 +97,9 @@ def test_band_statistics_are_those_of_all_scenes_together(tmp_path: Path) -> Non
 
 
 def test_missing_files_are_refused(tmp_path: Path, pair: Pair) -> None:
-    with pytest.raises(TrainingDataError, match=r"can't read .*none\.tif"):
-        open_pairs([pair, Pair(tmp_path / "none.tif", pair.labels)], CODES, 1.0)
+    for missing in (Pair(tmp_path / "none.tif", pair.labels), Pair(pair.scene, tmp_path / "none.tif")):
+        with pytest.raises(TrainingDataError, match=r"can't read .*none\.tif"):
+            open_pairs([pair, missing], CODES, 1.0)
 
 
 def test_files_that_are_no_rasters_are_refused(tmp_path: Path, pair: Pair) -> None:
@@ -145,12 +113,32 @@ def test_files_that_are_no_rasters_are_refused(tmp_path: Path, pair: Pair) -> No
 def test_pairs_without_a_crs_are_refused(tmp_path: Path, pair: Pair, values: NDArray[np.uint8]) -> None:
     adrift = write(tmp_path / "adrift.tif", values, crs=None)
 
-    with pytest.raises(TrainingDataError, match="no coordinate reference system"):
-        open_pairs([Pair(pair.scene, adrift)], CODES, 1.0)
+    for bare in (Pair(pair.scene, adrift), Pair(adrift, pair.labels)):
+        with pytest.raises(TrainingDataError, match=r"adrift\.tif has no coordinate reference system"):
+            open_pairs([bare], CODES, 1.0)
 
 
-def test_labels_of_another_place_are_refused(tmp_path: Path, pair: Pair, values: NDArray[np.uint8]) -> None:
-    elsewhere = write(tmp_path / "elsewhere.tif", values, left=600_000)
+def test_scenes_in_degrees_are_refused(tmp_path: Path, pair: Pair, pixels: NDArray[np.uint8]) -> None:
+    with rasterio.open(
+        tmp_path / "degrees.tif", "w", driver="GTiff", count=3, height=64, width=96, dtype="uint8",
+        crs="EPSG:4326", transform=Affine(1e-5, 0, 57, 0, -1e-5, 25.3),
+    ) as file:  # fmt: skip
+        file.write(pixels)
+
+    with pytest.raises(TrainingDataError, match=r"degrees\.tif is in degrees"):
+        open_pairs([Pair(tmp_path / "degrees.tif", pair.labels)], CODES, 1.0)
+
+
+def test_scenes_of_different_bands_are_refused(tmp_path: Path, pair: Pair, pixels: NDArray[np.uint8]) -> None:
+    grey = write(tmp_path / "grey.tif", pixels[:1])
+
+    with pytest.raises(TrainingDataError, match=r"grey\.tif has 1 bands; .*scene\.tif has 3"):
+        open_pairs([pair, Pair(grey, pair.labels)], CODES, 1.0)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32640", "EPSG:32633"])
+def test_labels_of_another_place_are_refused(tmp_path: Path, pair: Pair, values: NDArray[np.uint8], crs: str) -> None:
+    elsewhere = write(tmp_path / "elsewhere.tif", values, left=600_000, crs=crs)
 
     with pytest.raises(TrainingDataError, match=r"elsewhere\.tif do not overlap the scene"):
         open_pairs([Pair(pair.scene, elsewhere)], CODES, 1.0)
@@ -165,3 +153,40 @@ def test_ground_that_the_labels_do_not_cover_is_ignored(tmp_path: Path, pixels: 
     masks = [dataset[place]["mask"] for place in GridGeoSampler(dataset, size=32)]
 
     assert set(np.unique(np.concatenate([m.ravel() for m in masks]))) <= {1, IGNORED}
+
+
+def test_rasters_and_polygons_may_label_one_dataset(tmp_path: Path, pair: Pair, values: NDArray[np.uint8]) -> None:
+    # The second scene lies to the east of the first; polygons cover its upper half.
+    scene = write(tmp_path / "east.tif", np.full((3, 64, 96), 7, dtype=np.uint8), left=500_096)
+    frame = geopandas.GeoDataFrame(
+        {"class_name": ["water"]}, geometry=[shapely.box(500_096, 2_799_968, 500_192, 2_800_000)], crs="EPSG:32640"
+    )
+    pyogrio.write_dataframe(frame, tmp_path / "east.gpkg")
+    dataset = open_pairs([pair, Pair(scene, tmp_path / "east.gpkg")], CODES, 1.0)
+
+    across = dataset[500_064:500_128, 2_799_936:2_800_000]
+
+    expected = np.full((64, 64), IGNORED)
+    expected[:, :32] = recoded(values)[0, :, 64:]
+    expected[:32, 32:] = NAMES.index("water")
+    assert np.array_equal(across["mask"], expected)
+    assert (across["image"][:, :, 32:] == 7).all()
+
+
+def test_samples_are_varied_on_request(pair: Pair) -> None:
+    dataset = open_pairs([pair], CODES, 1.0, vary=lambda sample: sample | {"image": -sample["image"]})
+
+    sample = dataset[500_000:500_032, 2_799_968:2_800_000]
+
+    assert sample.keys() == {"image", "mask"}
+    assert sample["image"].max() <= 0
+
+
+def test_datasets_may_pass_to_other_processes(pair: Pair) -> None:
+    dataset = open_pairs([pair], CODES, 1.0)
+    place = next(iter(GridGeoSampler(dataset, size=32)))
+
+    copied = pickle.loads(pickle.dumps(dataset))
+
+    assert torch.equal(copied[place]["mask"], dataset[place]["mask"])
+    assert torch.equal(copied[place]["image"], dataset[place]["image"])

@@ -1,0 +1,470 @@
+"""Splits of the training ground by place: what is trained on, and what a training is measured on as it goes.
+
+Neighbouring chips of one scene look alike, so a chip drawn at random is no test. What is held out is therefore whole
+scenes, or blocks of a scene with a strip around them that no training chip enters.
+"""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from geopandas import GeoDataFrame
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.transform import from_origin
+from rasterio.windows import Window
+from rasterio.windows import bounds as window_bounds
+from torchgeo.datasets import GeoDataset
+from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
+
+from landseg.errors import TrainingDataError
+from landseg.grid import Grid
+from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
+from landseg.train.samples import Pair, Pairs, Prepare, Sample, open_pairs, places
+
+CELLS_PER_CHIP = 4
+"""How finely labels are counted: in cells of a quarter of a chip's side."""
+
+_READ_PX = 1024
+_MANY_VALUES = 1000
+# In pixels; what rounding leaves of coordinates is far less.
+_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Square blocks that are taken out of the training ground for validation.
+
+    Parameters
+    ----------
+    share
+        Of the labelled blocks, between 0 and 1.
+    block_px
+        Side of a block, or somewhat more: a scene is cut evenly. By default 3 chips.
+    buffer_px
+        Pixels around a block that no training chip enters. By default half a chip: all that a map would show around a
+        pixel of the block, in the chip that is centred on it, then lies outside of the training.
+    """
+
+    share: float = 0.2
+    block_px: int | None = None
+    buffer_px: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The two sides of a split, for torchgeo's samplers to draw from.
+
+    Law: no chip that `training_sampler` draws comes closer than the buffer to a chip of the validation.
+
+    Parameters
+    ----------
+    training
+        Its index holds rectangles that may overlap: any chip within one is allowed, and all allowed chips lie within
+        one. Chips see a label, or come near one by a quarter of a chip.
+    validation
+        Its index holds the chips themselves, a row each; None if nothing is held out. Its samples are never varied.
+    read_px
+        Side of the training's chips.
+    class_px
+        (K,) int64, labelled pixels of each class on the training's ground, counted by cells of a quarter of a chip.
+    """
+
+    training: GeoDataset
+    validation: GeoDataset | None
+    read_px: int
+    class_px: NDArray[np.int64]
+
+    @property
+    def class_shares(self) -> NDArray[np.float64]:
+        """Share of each class among the labelled pixels of the training."""
+        shares: NDArray[np.float64] = self.class_px / self.class_px.sum()
+        return shares
+
+    def training_sampler(self, length: int) -> RandomGeoSampler:
+        """Draw so many places of the training at random, by torch's global generator."""
+        return EvenGeoSampler(self.training, self.read_px, length)
+
+    def validation_sampler(self) -> PreChippedGeoSampler:
+        """Give each chip of the validation once, always in the same order.
+
+        torchgeo's `GridGeoSampler` would let the last chips reach beyond a block, as far as into the training.
+        """
+        if self.validation is None:
+            raise ValueError("nothing is held out for validation")
+        return PreChippedGeoSampler(self.validation)
+
+
+class EvenGeoSampler(RandomGeoSampler):
+    """Draw every place with about the same probability.
+
+    torchgeo weighs the rectangles of the index by area, which makes much of those that are hardly larger than a chip.
+
+    Parameters
+    ----------
+    dataset
+        What to draw from.
+    chip_px
+        Side of a chip.
+    length
+        Places to draw.
+    """
+
+    def __init__(self, dataset: GeoDataset, chip_px: int, length: int) -> None:
+        super().__init__(dataset, size=chip_px, length=length)
+        (height, width), (xres, yres) = self.size, self.res
+        self.areas = torch.tensor(
+            [
+                (round((right - left - width) / xres) + 1) * (round((top - bottom - height) / yres) + 1)
+                for left, bottom, right, top in self.bounds
+            ],
+            dtype=torch.float,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Ground:
+    """A scene's pixels at the training's resolution, and how many of each class lie where.
+
+    Parameters
+    ----------
+    grid
+        The scene's, north up.
+    cell_px
+        Side of the cells that are counted in.
+    class_px
+        (rows of cells, cols of cells, K) int64.
+    """
+
+    grid: Grid
+    cell_px: int
+    class_px: NDArray[np.int64]
+
+    @property
+    def labelled(self) -> NDArray[np.bool_]:
+        """Whether a cell holds a label, (rows, cols) of cells."""
+        labelled: NDArray[np.bool_] = self.class_px.sum(axis=-1) > 0
+        return labelled
+
+    def cells(self, window: Window) -> tuple[slice, slice]:
+        """Find the cells whose centres lie in a window."""
+        rows, cols = (
+            slice(*np.searchsorted(_centres(size, self.cell_px), (start, start + length)))
+            for size, start, length in zip(
+                self.grid.shape,
+                (window.row_off, window.col_off),
+                (window.height, window.width),
+                strict=True,
+            )
+        )
+        return rows, cols
+
+    def bounds(self, window: Window) -> Bounds:
+        """Give a window's bounds in CRS units."""
+        left, bottom, right, top = window_bounds(window, self.grid.transform)
+        return left, bottom, right, top
+
+    def window(self, bounds: Bounds) -> Window:
+        """Give the smallest window of whole pixels around bounds; it may reach beyond the grid."""
+        left, top = ~self.grid.transform @ (bounds[0], bounds[3])
+        right, bottom = ~self.grid.transform @ (bounds[2], bounds[1])
+        col, row = math.floor(left + _TOLERANCE), math.floor(top + _TOLERANCE)
+        return Window(col, row, math.ceil(right - _TOLERANCE) - col, math.ceil(bottom - _TOLERANCE) - row)
+
+
+def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
+    edges = np.minimum(np.arange(0, size + cell_px, cell_px), size)
+    return (edges[:-1] + edges[1:]) / 2
+
+
+def open_splits(
+    pairs: Sequence[Pair],
+    codes: LabelCodes,
+    gsd_m: float,
+    *,
+    chip_px: int,
+    read_px: int | None = None,
+    validation: Sequence[Pair] | Blocks | None = None,
+    seed: int = 1,
+    vary: Callable[[Sample], Sample] | None = None,
+) -> Splits:
+    """Open the training pairs and hold out a part of their ground, or other pairs, for validation.
+
+    All labels are read once, at the training's resolution, and counted.
+
+    Parameters
+    ----------
+    pairs, codes, gsd_m, vary
+        See `landseg.train.samples.open_pairs`; ``vary`` changes samples of the training alone.
+    chip_px
+        Side of the chips.
+    read_px
+        Side of those to draw for training, where it is another.
+    validation
+        Other pairs, whose ground is then left out of the training if the two overlap; or blocks of the training pairs;
+        or None to train on everything.
+    seed
+        Of the choice of blocks: the same seed holds out the same ground.
+
+    Raises
+    ------
+    TrainingDataError
+        If the pairs can't be opened, labels hold values that the codes do not explain, nothing is labelled, a class has
+        no pixels to train on, or the split leaves a side empty.
+    """
+    read_px = read_px or chip_px
+    dataset = open_pairs(pairs, codes, gsd_m, vary=vary)
+    cell_px = max(1, chip_px // CELLS_PER_CHIP)
+    grounds = _survey(dataset, codes, gsd_m, cell_px)
+    held_out: Pairs | None = None
+    closed: list[Bounds] = []
+    if isinstance(validation, Blocks):
+        blocks = _choose(grounds, validation, chip_px, seed)
+        buffer_px = chip_px // 2 if validation.buffer_px is None else validation.buffer_px
+        held_out = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
+        held_out.transforms = Prepare()
+        closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
+    elif validation:
+        held_out = open_pairs(validation, codes, gsd_m, crs=CRS.from_user_input(dataset.crs))
+        others = _survey(held_out, codes, gsd_m, cell_px)
+        chips = [bounds for ground in others for bounds in _chips(ground, ground.grid.window, chip_px)]
+        if not chips:
+            raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {gsd_m} m")
+        held_out = _restricted(held_out, chips)
+        closed = [ground.grid.bounds for ground in others]
+    regions = [
+        (ground, region)
+        for ground in grounds
+        for region in _regions(ground, read_px, [ground.window(bounds) for bounds in closed])
+    ]
+    if not regions:
+        raise _no_room(validation, read_px, gsd_m)
+    class_px = _count(regions, grounds)
+    _check_classes(class_px, sum(ground.class_px.sum(axis=(0, 1)) for ground in grounds), codes)
+    return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), held_out, read_px, class_px)
+
+
+def _restricted(dataset: Pairs, bounds: Sequence[Bounds]) -> Pairs:
+    """Give the same data with another index."""
+    restricted = copy(dataset)
+    index: GeoDataFrame = places(bounds, dataset.crs)
+    restricted.index = index
+    return restricted
+
+
+def _no_room(validation: Sequence[Pair] | Blocks | None, chip_px: int, gsd_m: float) -> TrainingDataError:
+    if isinstance(validation, Blocks):
+        return TrainingDataError(
+            f"the blocks held out and their buffer leave no room for a chip of {chip_px} px to train on",
+            "lower share, buffer_px or block_px of data.validation.blocks, or chip_px",
+        )
+    if validation:
+        return TrainingDataError(
+            f"the scenes for validation leave no room for a chip of {chip_px} px to train on",
+            "data.validation.scenes must not cover the ground of data.training",
+        )
+    return TrainingDataError(f"no training scene holds a chip of {chip_px} px at {gsd_m} m", "lower chip_px or gsd_m")
+
+
+def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> list[_Ground]:
+    """Count the labels of every pair by cells.
+
+    Raises
+    ------
+    TrainingDataError
+        If labels hold unknown values, or nothing is labelled.
+    """
+    grounds = []
+    for one, (left, bottom, right, top) in zip(dataset.labels, dataset.scene_bounds, strict=True):
+        shape = tuple(max(1, math.floor(side / gsd_m + _TOLERANCE)) for side in (top - bottom, right - left))
+        grid = Grid((shape[0], shape[1]), from_origin(left, top, gsd_m, gsd_m), CRS.from_user_input(dataset.crs))
+        grounds.append(_Ground(grid, cell_px, _counted(grid, one, codes, cell_px)))
+    if not any(ground.class_px.any() for ground in grounds):
+        raise TrainingDataError(
+            f"no pixel of the labels has a known class where the scenes are, {dataset.labels[0].path} to begin with",
+            "see data.label_values: value in the labels -> class name",
+        )
+    return grounds
+
+
+def _counted(grid: Grid, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:
+    """Count pixels, (rows of cells, cols of cells, K) int64."""
+    classes, (rows, cols) = len(codes.names), grid.shape
+    counts = np.zeros((-(-rows // cell_px), -(-cols // cell_px), classes), dtype=np.int64)
+    unknown: Counter[Value | float] = Counter()
+    # Labels may cover little of a scene.
+    inside = _Ground(grid, cell_px, counts).window(labels.bounds)
+    side = cell_px * max(1, _READ_PX // cell_px)
+    for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
+        window = Window(left, top, min(side, cols - left), min(side, rows - top))
+        if not _touch(window, inside):
+            continue
+        reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
+        unknown += reading.unknown
+        if len(unknown) > _MANY_VALUES:
+            break
+        row, col = np.nonzero(reading.channels != IGNORED)
+        part = counts[top // cell_px : -(-(top + side) // cell_px), left // cell_px : -(-(left + side) // cell_px)]
+        at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
+        part += np.bincount(at, minlength=part.size).reshape(part.shape)
+    if unknown:
+        raise codes.explain(unknown, labels.path)
+    return counts
+
+
+def _touch(one: Window, other: Window) -> bool:
+    return bool(
+        one.row_off < other.row_off + other.height
+        and other.row_off < one.row_off + one.height
+        and one.col_off < other.col_off + other.width
+        and other.col_off < one.col_off + one.width
+    )
+
+
+def _choose(grounds: Sequence[_Ground], blocks: Blocks, chip_px: int, seed: int) -> list[tuple[_Ground, Window]]:
+    """Choose the blocks to hold out among those that are labelled and hold a chip."""
+    block_px = 3 * chip_px if blocks.block_px is None else blocks.block_px
+    labelled = [
+        (ground, block)
+        for ground in grounds
+        for block in _cut(ground.grid.shape, block_px)
+        if min(block.height, block.width) >= chip_px and ground.class_px[ground.cells(block)].any()
+    ]
+    count = max(1, round(blocks.share * len(labelled)))
+    if count >= len(labelled):
+        raise TrainingDataError(
+            f"the labels lie in {len(labelled)} blocks of {block_px} px that hold a chip of {chip_px} px, of which "
+            f"{count} would be held out: nothing is left to train on",
+            "lower share or block_px of data.validation.blocks, or name data.validation.scenes instead",
+        )
+    order = np.random.default_rng(seed).permutation(len(labelled))
+    return [labelled[i] for i in order[:count]]
+
+
+def _cut(shape: tuple[int, int], block_px: int) -> Iterator[Window]:
+    """Cut a grid evenly into blocks of at least ``block_px``, where it is as large."""
+    counts = [max(1, n // block_px) for n in shape]
+    rows, cols = ([round(i * n / count) for i in range(count + 1)] for n, count in zip(shape, counts, strict=True))
+    for (top, bottom), (left, right) in itertools.product(itertools.pairwise(rows), itertools.pairwise(cols)):
+        yield Window(left, top, right - left, bottom - top)
+
+
+def _chips(ground: _Ground, block: Window, chip_px: int) -> Iterator[Bounds]:
+    """Cover a block with chips that see a label and lie within it; they overlap where it is no multiple of them."""
+    if min(block.height, block.width) < chip_px:
+        return
+    for top in _starts(block.height, chip_px):
+        for left in _starts(block.width, chip_px):
+            chip = Window(block.col_off + left, block.row_off + top, chip_px, chip_px)
+            if ground.labelled[ground.cells(chip)].any():
+                yield ground.bounds(chip)
+
+
+def _starts(size: int, chip_px: int) -> list[int]:
+    count = -(-size // chip_px)
+    return [round(i * (size - chip_px) / max(1, count - 1)) for i in range(count)]
+
+
+def _widened(window: Window, margin_px: int) -> Window:
+    return Window(
+        window.col_off - margin_px,
+        window.row_off - margin_px,
+        window.width + 2 * margin_px,
+        window.height + 2 * margin_px,
+    )
+
+
+def _padded(ground: _Ground, window: Window) -> Bounds:
+    """Give a window's bounds, and so little more that rounding can't make it too small for a chip."""
+    left, bottom, right, top = ground.bounds(window)
+    pad = _TOLERANCE * ground.grid.transform.a
+    return left, bottom, right + pad, top + pad
+
+
+def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterator[Window]:
+    """Give rectangles within which every chip is allowed, so that every allowed chip lies within one of them.
+
+    A chip is allowed if it touches a labelled cell and no closed window. The pixels at which its upper left corner
+    may then lie are cut into disjoint rectangles; each, grown by a chip, is a region.
+    """
+    positions = [size - chip_px + 1 for size in ground.grid.shape]
+    if min(positions) < 1:
+        return
+    starts = [(w.row_off, w.col_off) for w in closed]
+    stops = [(w.row_off + w.height, w.col_off + w.width) for w in closed]
+    # Between two of these lines, chips touch the same cells and the same closed windows.
+    lines = [
+        np.unique(
+            np.clip(
+                [0, n, *(e for c in range(0, size, cell) for e in (c, c - chip_px + 1))]
+                + [start[axis] - chip_px + 1 for start in starts]
+                + [stop[axis] for stop in stops],
+                0,
+                n,
+            )
+        )
+        for axis, (n, size, cell) in enumerate(
+            zip(positions, ground.grid.shape, (ground.cell_px, ground.cell_px), strict=True)
+        )
+    ]
+    allowed = _sees_a_label(ground, chip_px, lines[0][:-1], lines[1][:-1])
+    for start, stop in zip(starts, stops, strict=True):
+        rows, cols = (slice(*np.searchsorted(lines[axis], (start[axis] - chip_px + 1, stop[axis]))) for axis in (0, 1))
+        allowed[rows, cols] = False
+    for top, bottom, left, right in _rectangles(allowed):
+        row, col = int(lines[0][top]), int(lines[1][left])
+        height, width = int(lines[0][bottom]) - row, int(lines[1][right]) - col
+        yield Window(col, row, width - 1 + chip_px, height - 1 + chip_px)
+
+
+def _sees_a_label(
+    ground: _Ground, chip_px: int, tops: NDArray[np.int64], lefts: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Say for chips at all pairs of a top and a left side whether they touch a labelled cell, (tops, lefts)."""
+    sums = np.pad(ground.labelled.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
+    (r0, r1), (c0, c1) = (
+        (starts // ground.cell_px, (starts + chip_px - 1) // ground.cell_px + 1) for starts in (tops, lefts)
+    )
+    touched = sums[np.ix_(r1, c1)] - sums[np.ix_(r0, c1)] - sums[np.ix_(r1, c0)] + sums[np.ix_(r0, c0)]
+    seen: NDArray[np.bool_] = touched > 0
+    return seen
+
+
+def _rectangles(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int]]:
+    """Cut the true part of a mask into disjoint rectangles: (top, bottom, left, right), half open."""
+    begun: dict[tuple[int, int], int] = {}
+    for row, line in enumerate([*mask, np.zeros(mask.shape[1], dtype=np.bool_)]):
+        edges = np.flatnonzero(np.diff(np.pad(line, 1).astype(np.int8)))
+        runs = {(int(left), int(right)) for left, right in edges.reshape(-1, 2)}
+        for left, right in sorted(begun.keys() - runs):
+            yield begun.pop((left, right)), row, left, right
+        for run in runs - begun.keys():
+            begun[run] = row
+
+
+def _count(regions: Sequence[tuple[_Ground, Window]], grounds: Sequence[_Ground]) -> NDArray[np.int64]:
+    """Count the pixels of each class in the cells whose centres lie in a region."""
+    total = np.zeros(grounds[0].class_px.shape[-1], dtype=np.int64)
+    for ground in grounds:
+        inside = np.zeros(ground.class_px.shape[:2], dtype=np.bool_)
+        for owner, region in regions:
+            if owner is ground:
+                inside[ground.cells(region)] = True
+        total += ground.class_px[inside].sum(axis=0)
+    return total
+
+
+def _check_classes(training: NDArray[np.int64], everywhere: NDArray[np.int64], codes: LabelCodes) -> None:
+    for name, count, before in zip(codes.names, training, everywhere, strict=True):
+        if count == 0:
+            raise TrainingDataError(
+                f"class '{name}' has no pixel in the training labels",
+                "all of its pixels lie in or near the ground held out: try another optimisation.seed, or smaller blocks"
+                if before
+                else None,
+            )
