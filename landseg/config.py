@@ -73,15 +73,48 @@ class PairConfig(Strict):
     labels: Path
 
 
+class DatasetConfig(Strict):
+    """A published set by name, opened through torchgeo; see `landseg.train.landcover.SETS`."""
+
+    name: Literal["landcoverai", "loveda", "deepglobe", "chesapeake"]
+    root: Path = Field(description="folder of the set")
+    download: bool = Field(False, description="whether torchgeo may fetch what is not there")
+    parts: tuple[str, ...] = Field((), description="loveda's urban and rural, chesapeake's states; by default all")
+    measured_chips: int = Field(
+        400, ge=1, description="random chips that bands and classes are measured on, and as many for the figures"
+    )
+
+
 class DataConfig(Strict):
-    """What to train on and what to hold out."""
+    """What to train on and what to hold out: pairs of files, or a named set, which has its own splits."""
 
     root: Path = Field(Path(), description="folder that the pairs' paths are relative to")
-    training: tuple[PairConfig, ...] = Field(min_length=1)
+    training: tuple[PairConfig, ...] = ()
     held_out: tuple[PairConfig, ...] = ()
+    dataset: DatasetConfig | None = None
     label_values: dict[Annotated[int, Field(ge=0, le=255)], str] = Field(
-        description="value in the label rasters -> class name; others are ignored"
+        default_factory=dict,
+        description="value in the label rasters -> class name; others are ignored. By default a named set's own",
     )
+
+    @model_validator(mode="after")
+    def _pairs_or_a_set(self) -> Self:
+        if self.dataset is None:
+            if not self.training:
+                raise ValueError("name what to train on: pairs under 'training', or a published set under 'dataset'")
+            if not self.label_values:
+                raise ValueError("the pairs need 'label_values'")
+            return self
+        for key in ("root", "training", "held_out"):
+            if key in self.model_fields_set:
+                raise ValueError(f"'{key}' is for pairs of files, and 'dataset' has its own; leave one of them out")
+        return self
+
+    def at(self, root: Path) -> Self:
+        """Give the same data in another folder."""
+        if self.dataset is None:
+            return self.model_copy(update={"root": root})
+        return self.model_copy(update={"dataset": self.dataset.model_copy(update={"root": root})})
 
 
 class ArchitectureConfig(Strict):
@@ -181,7 +214,7 @@ class TrainConfig(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the bundle's name")
     out: Path = Field(description="folder that gets the bundle, checkpoints and logs")
-    legend: Classes = Field(min_length=2)
+    legend: Classes = Field((), min_length=2, description="the classes to tell apart; by default a named set's own")
     bands: tuple[str, ...] = Field(("red", "green", "blue"), min_length=1)
     gsd_m: float = Field(gt=0)
     chip_px: int = Field(240, ge=48, description="a multiple of 48 makes the pyramid's bins equal at output stride 8")
@@ -192,6 +225,10 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _label_values_are_classes(self) -> Self:
+        if not self.legend and self.data.dataset is not None:
+            return self
+        if not self.legend:
+            raise ValueError("the key 'legend' is missing")
         unknown = sorted(set(self.data.label_values.values()) - {c.name for c in self.legend})
         if unknown:
             raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")

@@ -1,7 +1,6 @@
 """The training loop, run by Lightning, resumable after an interruption."""
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchgeo.datasets import stack_samples
-from torchgeo.samplers import RandomGeoSampler
 
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.losses import pspnet_loss, segmentation_loss
-from landseg.train.samples import LabelCodes, Pair, open_pairs
+from landseg.train.samples import Source
 
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
@@ -100,12 +98,12 @@ class Training(lightning.LightningModule):
 
 
 class Chips(lightning.LightningDataModule):
-    """Random chips of the pairs; which ones, and how they are varied, follows from the seed and the epoch alone.
+    """Random chips of a source; which ones, and how they are varied, follows from the seed and the epoch alone.
 
     Parameters
     ----------
-    pairs, codes, gsd_m
-        See `landseg.train.samples.open_pairs`.
+    source
+        What they are drawn from.
     chip_px, batch, batches
         Size of a chip, chips per batch, batches per epoch.
     workers
@@ -114,20 +112,9 @@ class Chips(lightning.LightningDataModule):
         Of the choice and variation of chips.
     """
 
-    def __init__(
-        self,
-        pairs: Sequence[Pair],
-        codes: LabelCodes,
-        gsd_m: float,
-        *,
-        chip_px: int,
-        batch: int,
-        batches: int,
-        workers: int,
-        seed: int,
-    ) -> None:
+    def __init__(self, source: Source, *, chip_px: int, batch: int, batches: int, workers: int, seed: int) -> None:
         super().__init__()
-        self.dataset = open_pairs(pairs, codes, gsd_m, augment=True)
+        self.source = source
         self.chip_px = chip_px
         self.batch = batch
         self.batches = batches
@@ -139,11 +126,10 @@ class Chips(lightning.LightningDataModule):
         epoch = 0 if self.trainer is None else self.trainer.current_epoch
         # A training that resumes at an epoch's start must draw what an uninterrupted one draws there.
         lightning.seed_everything(self.seed + epoch, verbose=False)
-        sampler = RandomGeoSampler(self.dataset, size=self.chip_px, length=self.batch * self.batches)
         return DataLoader(
-            self.dataset,
+            self.source.dataset,
             batch_size=self.batch,
-            sampler=sampler,
+            sampler=self.source.sampler(self.batch * self.batches, self.chip_px),
             num_workers=self.workers,
             collate_fn=stack_samples,
             generator=torch.Generator().manual_seed(self.seed + epoch),

@@ -4,7 +4,7 @@ A sample is ``{"image": (C, H, W) float32 in 0-255, "mask": (H, W) int64}``; the
 legend, and `IGNORED` where nothing is known.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.vrt import WarpedVRT
 from torch import Tensor
-from torchgeo.datasets import IntersectionDataset, RasterDataset
+from torch.utils.data import Dataset, Sampler
+from torchgeo.datasets import GeoDataset, IntersectionDataset, RasterDataset
+from torchgeo.samplers import RandomGeoSampler
 
 from landseg.errors import TrainingDataError
 
@@ -30,6 +32,23 @@ class Pair:
 
     scene: Path
     labels: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Samples, and how random ones are drawn.
+
+    Parameters
+    ----------
+    dataset
+        Gives the sample of a place.
+    sampler
+        Makes, of a length and a chip's side in pixels, a sampler of random places that follows from torch's global
+        generator alone. It raises `TrainingDataError` where nothing is as large as a chip.
+    """
+
+    dataset: Dataset[dict[str, Any]]
+    sampler: Callable[[int, int], Sampler[Any]]
 
 
 class _Labels(RasterDataset):
@@ -128,6 +147,20 @@ def open_pairs(pairs: Sequence[Pair], codes: LabelCodes, gsd_m: float, *, augmen
 
     vary = Augmentation()
     return IntersectionDataset(images, labels, transforms=prepare)
+
+
+def draw_from_scenes(dataset: GeoDataset, length: int, chip_px: int) -> RandomGeoSampler:
+    """Make a sampler of random chips.
+
+    Raises
+    ------
+    TrainingDataError
+        If no scene is as large as a chip.
+    """
+    sampler = RandomGeoSampler(dataset, size=chip_px, length=length)
+    if not sampler.bounds:
+        raise TrainingDataError(f"no scene with labels is as large as a chip of {chip_px} px", "reduce chip_px")
+    return sampler
 
 
 def _check_pair(pair: Pair) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from landseg.errors import RunInterruptedError
 from landseg.model.pspnet import Architecture
 from landseg.train.fit import Chips, Schedule, Training, fit
-from landseg.train.samples import LabelCodes, Pair
+from landseg.train.samples import LabelCodes, Pair, Source, draw_from_scenes, open_pairs
 
 NAMES = ("building", "land", "road", "vegetation", "water")
 CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
@@ -51,7 +52,9 @@ class Recorded(Training):
 
 
 def run(corner: Pair, folder: Path, training: Recorded, seed: int = 1) -> dict[str, Tensor]:
-    data = Chips([corner], CODES, 1.0, chip_px=48, batch=2, batches=EPOCH, workers=0, seed=seed)
+    dataset = open_pairs([corner], CODES, 1.0, augment=True)
+    source = Source(dataset, partial(draw_from_scenes, dataset))
+    data = Chips(source, chip_px=48, batch=2, batches=EPOCH, workers=0, seed=seed)
     return fit(training, data, folder, precision="32-true", quiet=True).state_dict()
 
 
