@@ -126,7 +126,7 @@ def train(
 
     plan = load_config(config, TrainConfig)
     if data_root is not None:
-        plan = plan.model_copy(update={"data": plan.data.model_copy(update={"root": data_root})})
+        plan = plan.model_copy(update={"data": plan.data.at(data_root)})
     typer.echo(job.train(plan, quiet=quiet).folder)
 
 

@@ -106,19 +106,49 @@ class ValidationConfig(Strict):
         return self
 
 
+class DatasetConfig(Strict):
+    """A published set by name, opened through torchgeo; see `landseg.train.landcover.SETS`."""
+
+    name: Literal["landcoverai", "loveda", "deepglobe", "chesapeake"]
+    root: Path = Field(description="folder of the set")
+    download: bool = Field(False, description="whether torchgeo may fetch what is not there")
+    parts: tuple[str, ...] = Field((), description="loveda's urban and rural, chesapeake's states; by default all")
+    measured_chips: int = Field(
+        400, ge=1, description="random chips that bands and classes are measured on, and as many for the figures"
+    )
+
+
 class DataConfig(Strict):
-    """What to train on and what to hold out."""
+    """What to train on and what to hold out: pairs of files, or a named set, which has its own splits."""
 
     root: Path = Field(Path(), description="folder that the pairs' paths are relative to")
-    training: tuple[PairConfig, ...] = Field(min_length=1)
+    training: tuple[PairConfig, ...] = ()
     held_out: tuple[PairConfig, ...] = ()
     validation: ValidationConfig | None = None
+    dataset: DatasetConfig | None = None
     label_values: dict[LabelValue, str] | None = Field(
         None, description="value in the labels -> class name; by default the legend's class ids and names"
     )
     ignored_values: tuple[LabelValue, ...] = Field((), description="values in the labels that are to have no class")
     class_column: str = Field("class_name", description="column of polygons that holds names of classes, or codes")
     layer: str | None = Field(None, description="layer of the polygons, where a file has several")
+
+    @model_validator(mode="after")
+    def _pairs_or_a_set(self) -> Self:
+        if self.dataset is None:
+            if not self.training:
+                raise ValueError("name what to train on: pairs under 'training', or a published set under 'dataset'")
+            return self
+        for key in ("root", "training", "held_out", "validation"):
+            if key in self.model_fields_set:
+                raise ValueError(f"'{key}' is for pairs of files, and 'dataset' has its own; leave one of them out")
+        return self
+
+    def at(self, root: Path) -> Self:
+        """Give the same data in another folder."""
+        if self.dataset is None:
+            return self.model_copy(update={"root": root})
+        return self.model_copy(update={"dataset": self.dataset.model_copy(update={"root": root})})
 
 
 class ArchitectureConfig(Strict):
@@ -256,7 +286,7 @@ class TrainConfig(Strict):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the bundle's name")
     out: Path = Field(description="folder that gets the bundle, checkpoints and logs")
-    legend: Classes = Field(min_length=2)
+    legend: Classes = Field((), min_length=2, description="the classes to tell apart; by default a named set's own")
     start_from: str | None = Field(
         None, description="model to fine-tune; what is left out of bands, gsd_m and chip_px is as it has it"
     )
@@ -272,6 +302,10 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _label_values_are_classes(self) -> Self:
+        if not self.legend and self.data.dataset is not None:
+            return self
+        if not self.legend:
+            raise ValueError("the key 'legend' is missing")
         unknown = sorted(set((self.data.label_values or {}).values()) - {c.name for c in self.legend})
         if unknown:
             raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")

@@ -214,6 +214,46 @@ def test_a_legend_that_contradicts_itself_is_refused(file: Path) -> None:
     assert error.what.endswith("a class id stands twice in the legend")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": {"label_values": {3: "land"}}}, "'training', or a published set under 'dataset'"),
+        (
+            {"data": {"dataset": {"name": "loveda", "root": "x"}, "training": [{"scene": "a", "labels": "b"}]}},
+            "'training' is for pairs of files, and 'dataset' has its own",
+        ),
+        ({"data": {"dataset": {"name": "loveda", "root": "x"}, "root": "y"}}, "'root' is for pairs of files"),
+        ({"data": {"dataset": {"name": "dubai", "root": "x"}}}, "'data.dataset.name' is 'dubai'"),
+        ({"data": {"dataset": {"name": "loveda", "root": "x", "downlod": True}}}, "did you mean 'download'?"),
+        ({"legend": None}, "the key 'legend' is missing"),
+    ],
+)
+def test_a_training_reads_pairs_or_a_published_set(file: Path, changes: dict[str, Any], said: str) -> None:
+    assert said in str(refusal(file, training(**changes), TrainConfig))
+
+
+def test_a_published_set_brings_its_legend_and_codes(file: Path) -> None:
+    file.write_text(training(legend=None, data={"dataset": {"name": "loveda", "root": "x"}}))
+
+    config = load_config(file, TrainConfig)
+
+    assert config.legend == ()
+    assert config.data.label_values is None
+    assert config.data.dataset is not None
+    assert not config.data.dataset.download
+
+
+def test_another_folder_is_that_of_the_pairs_or_of_the_set(file: Path) -> None:
+    file.write_text(training())
+    pairs = load_config(file, TrainConfig).data.at(Path("y"))
+    file.write_text(training(data={"dataset": {"name": "loveda", "root": "x"}}))
+    named = load_config(file, TrainConfig).data.at(Path("y"))
+
+    assert pairs.root == Path("y")
+    assert named.dataset is not None
+    assert named.dataset.root == Path("y")
+
+
 def test_label_values_must_be_in_the_legend(file: Path) -> None:
     data = {"training": [{"scene": "a", "labels": "b"}], "label_values": {1: "land", 2: "forest"}}
 

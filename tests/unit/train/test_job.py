@@ -145,14 +145,11 @@ def test_a_training_on_polygons_holds_blocks_out(
     monkeypatch.setattr("landseg.train.job.fit", note)
     bundle = train(TrainConfig.model_validate(keys), quiet=True)
 
-    # Two blocks of sixteen are held out; a fifth of the ground or more goes with their buffers.
-    splits = seen[0].splits
-    assert splits.validation is not None
-    assert len(splits.validation) == 2
-    assert splits.class_px.sum() < 0.9 * (values != 255).sum()
-    assert bundle.card.training["class_shares"] == {
-        n: round(float(s), 4) for n, s in zip(NAMES, splits.class_shares, strict=True)
-    }
+    # Two blocks of sixteen are held out, and what they show is logged.
+    assert seen[0].validation is not None
+    assert len(list(seen[0].validation.places)) == 2
+    assert "val_miou" in (tmp_path / "runs" / "log" / "version_0" / "metrics.csv").read_text()
+    assert sum(bundle.card.training["class_shares"].values()) == pytest.approx(1, abs=1e-3)
 
 
 def test_fine_tuning_starts_where_a_model_ended(
@@ -163,7 +160,7 @@ def test_fine_tuning_starts_where_a_model_ended(
     # A new class stands first, one is gone, and the others are in another order.
     names = ("quarry", *reversed(base.card.legend.names[1:]))
     keys["legend"] = [{"class_id": i + 1, "name": n, "colour": f"#00000{i}"} for i, n in enumerate(names)]
-    keys["data"]["label_values"] = dict(enumerate(names))
+    keys["data"] |= {"label_values": dict(enumerate(names)), "ignored_values": [3, 4]}
     for key in ("gsd_m", "chip_px", "architecture"):
         del keys[key]
     keys["optimisation"] |= {"steps": 1, "learning_rate": 1e-9}

@@ -1,0 +1,164 @@
+"""What a configuration trains on: a user's own pairs of scene and labels, or a published set by its name."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from landseg.config import DataConfig, DatasetConfig, PairConfig, TrainConfig, legend_of
+from landseg.errors import ConfigError, TrainingDataError
+from landseg.legend import Legend
+from landseg.train.augment import Augmentation
+from landseg.train.labels import LabelCodes
+from landseg.train.landcover import SETS, Statistics, measure, open_split, read_chips, settle
+from landseg.train.samples import Pair, Sites, Source, band_statistics
+from landseg.train.splits import Blocks, open_splits
+
+VALIDATED_CHIPS = 64
+"""Chips of a named set's validation split that are looked at after each epoch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What a configuration trains on.
+
+    Parameters
+    ----------
+    legend
+        Its classes.
+    training
+        Varied samples.
+    validation
+        Samples to look at as the training goes; None if there are none.
+    statistics
+        Of its bands and classes.
+    described
+        What the card says of it.
+    held_out
+        Pairs that a model is measured on in the end, by mapping them.
+    held_out_chips
+        Where a set is named: opens the chips that a model is measured on in their place, and says in words what they
+        are.
+    """
+
+    legend: Legend
+    training: Source
+    validation: Sites | None
+    statistics: Statistics
+    described: Mapping[str, Any]
+    held_out: Sequence[Pair] = ()
+    held_out_chips: tuple[str, Sites] | None = None
+
+
+def open_material(config: TrainConfig, bands: Sequence[str], gsd_m: float, chip_px: int) -> Material:
+    """Open what is trained on and measure it.
+
+    Parameters
+    ----------
+    config
+        Its data, legend and augmentation are looked at.
+    bands, gsd_m, chip_px
+        As the network will see them.
+
+    Raises
+    ------
+    TrainingDataError
+        If it can't be trained on: unreadable, scenes and labels apart from each other, of unknown values, a class
+        without pixels, or nothing left by the split.
+    ConfigError
+        If a named set is not what the configuration takes it for.
+    """
+    vary = Augmentation(**config.optimisation.augmentation.model_dump())
+    if config.data.dataset is None:
+        material = _pairs(config, gsd_m, chip_px, vary)
+        where = "the training labels"
+    else:
+        material = _named_set(config, config.data.dataset, bands, gsd_m, chip_px, vary)
+        where = "the chips drawn to measure the training split"
+    for name, share in zip(material.legend.names, material.statistics.shares, strict=True):
+        if share == 0:
+            raise TrainingDataError(f"class '{name}' has no pixel in {where}", "leave it out of the legend")
+    return material
+
+
+def _pairs(config: TrainConfig, gsd_m: float, chip_px: int, vary: Augmentation) -> Material:
+    legend, data = legend_of(config.legend), config.data
+    pairs = _located(data, data.training)
+    splits = open_splits(
+        pairs,
+        label_codes(data.label_values, legend, data.ignored_values),
+        gsd_m,
+        chip_px=chip_px,
+        read_px=vary.read_px(chip_px),
+        validation=_validation(data),
+        seed=config.optimisation.seed,
+        vary=vary,
+    )
+    return Material(
+        legend,
+        Source(splits.training, splits.training_sampler),
+        None if splits.validation is None else Sites(splits.validation, splits.validation_sampler()),
+        Statistics(*band_statistics(pairs), splits.class_shares),
+        {"scenes": [str(pair.scene) for pair in data.training]},
+        held_out=_located(data, data.held_out),
+    )
+
+
+def _located(data: DataConfig, chosen: Sequence[PairConfig]) -> list[Pair]:
+    return [Pair(data.root / p.scene, data.root / p.labels, data.class_column, data.layer) for p in chosen]
+
+
+def _validation(data: DataConfig) -> list[Pair] | Blocks | None:
+    if data.validation is None:
+        return None
+    if data.validation.blocks is not None:
+        return Blocks(**data.validation.blocks.model_dump())
+    return _located(data, data.validation.scenes)
+
+
+def _named_set(
+    config: TrainConfig, chosen: DatasetConfig, bands: Sequence[str], gsd_m: float, chip_px: int, vary: Augmentation
+) -> Material:
+    """Open a published set; its figures come from chips, since most sets' images have no place to map."""
+    known = SETS[chosen.name]
+    if tuple(bands) != known.bands:
+        raise ConfigError(
+            f"the bands of {known.title} are not those of the configuration", f"bands: [{', '.join(known.bands)}]"
+        )
+    legend = legend_of(config.legend) if config.legend else known.legend
+    opened: Callable[..., Source] = partial(
+        open_split,
+        chosen.name,
+        chosen.root,
+        codes=known.codes(config.data.label_values, legend),
+        gsd_m=gsd_m,
+        chip_px=chip_px,
+        parts=chosen.parts,
+        download=chosen.download,
+    )
+    options = config.optimisation
+    measured = settle(opened(split="training"), chosen.measured_chips, options.seed)
+    what = f"{known.title}, {known.held_out} split, {chosen.measured_chips} random chips of {chip_px} px"
+    validated = "validation" in known.splits and known.held_out != "validation"
+    return Material(
+        legend,
+        opened(split="training", vary=vary),
+        settle(opened(split="validation"), VALIDATED_CHIPS, options.seed) if validated else None,
+        measure(
+            read_chips(measured, batch=options.batch, workers=options.loader_workers, seed=options.seed), len(legend)
+        ),
+        {
+            "dataset": {"name": chosen.name, "parts": list(chosen.parts or known.parts)},
+            "reference": known.reference,
+            "terms": known.terms,
+        },
+        # Opened before the training, so that a split that is missing is missed in time.
+        held_out_chips=(what, settle(opened(split=known.held_out), chosen.measured_chips, options.seed)),
+    )
+
+
+def label_codes(
+    label_values: Mapping[int | str, str] | None, legend: Legend, ignored: Collection[int | str] = ()
+) -> LabelCodes:
+    """Say what the values of labels mean; by default they are the legend's class ids, or names."""
+    return LabelCodes(label_values or {c.class_id: c.name for c in legend}, legend.names, ignored)
