@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn
@@ -12,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import BundleError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.errors import LandsegError, OutputExistsError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -220,43 +219,9 @@ def import_model(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
 ) -> None:
     """Make a model of a PSPNet from semseg, mmsegmentation or segmentation_models.pytorch."""
-    from landseg.config import ImportConfig, legend_of, load_config
-    from landseg.model.bundle import CARD_FILE, Card, write_bundle
-    from landseg.model.convert import read_checkpoint
+    from landseg.importing import import_model as write_imported
 
-    described = load_config(card, ImportConfig)
-    if out.exists():
-        if not overwrite:
-            raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
-        if not (out / CARD_FILE).is_file():
-            raise UsageError(f"{out} is not a model bundle, so it is not replaced", "choose another --out")
-    network = read_checkpoint(checkpoint, described.architecture.model_dump(exclude_none=True))
-    wanted = {"classes": network.architecture.classes, "bands": network.architecture.in_channels}
-    for what, given in {"classes": len(described.legend), "bands": len(described.bands)}.items():
-        if given != wanted[what]:
-            raise BundleError(f"{card} names {given} {what}, and the network of {checkpoint} has {wanted[what]}")
-    bundle = write_bundle(
-        out,
-        Card(
-            name=out.resolve().name,
-            title=described.title,
-            description=described.description,
-            licence=described.licence,
-            created=f"{described.created or datetime.now(UTC).date()}T00:00:00Z",
-            architecture=network.architecture,
-            bands=described.bands,
-            gsd_m=described.gsd_m,
-            chip_px=described.chip_px,
-            mean=described.mean,
-            std=described.std,
-            legend=legend_of(described.legend),
-            value_range=described.value_range,
-            training={"data": described.training_data, "imported_from": checkpoint.name},
-            limits=described.limits,
-        ),
-        network,
-    )
-    typer.echo(bundle.folder)
+    typer.echo(write_imported(checkpoint, card, out, overwrite=overwrite).folder)
 
 
 @models.command("export")

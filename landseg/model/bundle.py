@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from landseg.errors import BundleError, UsageError
+from landseg.errors import BundleError, OutputExistsError, UsageError
 from landseg.legend import LandClass, Legend
 from landseg.model.pspnet import Architecture, PSPNet
 
@@ -312,6 +312,24 @@ def read_bundle(model: str) -> Bundle:
             "copy the bundle again",
         )
     return Bundle(folder, card, actual)
+
+
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a bundle may not be written.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there and ``overwrite`` is False.
+    UsageError
+        If what is there is no bundle, so that replacing it would lose what nobody meant.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise OutputExistsError(f"{folder} exists", "choose another --out, or give --overwrite")
+    if not (folder / CARD_FILE).is_file():
+        raise UsageError(f"{folder} is not a model bundle, so it is not replaced", "choose another --out")
 
 
 def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
