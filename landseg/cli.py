@@ -26,6 +26,10 @@ app.add_typer(models, name="models")
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
 Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a bundle's folder")]
+Labels = Annotated[Path, typer.Option(help="raster of reference classes on the same ground")]
+LabelValues = Annotated[
+    str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -148,11 +152,11 @@ def _need_packages(extra: str, *names: str) -> None:
 @app.command()
 def evaluate(
     scene: Annotated[str, typer.Option(help="raster to map: a path, or a URL")],
-    labels: Annotated[Path, typer.Option(help="raster of reference classes on the same ground")],
+    labels: Labels,
     model: Model = None,
-    label_values: Annotated[
-        str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
-    ] = None,
+    label_values: LabelValues = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG to draw confusion and reliability into")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing figure")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -160,20 +164,30 @@ def evaluate(
     _need_training_packages()
     from landseg import terminal
     from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+    from landseg.outputs.drafts import check_writable
     from landseg.train import job
+    from landseg.train.figures import draw_scores
 
     name = model or DEFAULT_MODEL
     legend = read_bundle(name).card.legend
-    values = None if label_values is None else _label_values(label_values, legend.names)
+    values = _label_values(label_values, legend.names)
+    if figure is not None:
+        if figure.suffix.lower() != ".png":
+            raise UsageError(f"--figure {figure} does not end in .png", "figures are written as PNG")
+        check_writable(figure, [figure], overwrite=overwrite)
     with terminal.show_progress(quiet) as on_progress:
-        scores = job.evaluate(name, scene, labels, values, on_progress=on_progress).to_dict(legend)
+        scores = job.evaluate(name, scene, labels, values, on_progress=on_progress)
+    if figure is not None:
+        draw_scores(scores, legend, figure)
     if as_json:
-        typer.echo(json.dumps(scores, indent=2))
+        typer.echo(json.dumps(scores.to_dict(legend), indent=2))
     else:
-        terminal.print_scores(scores)
+        terminal.print_scores(scores.to_dict(legend))
 
 
-def _label_values(text: str, names: tuple[str, ...]) -> dict[int, str]:
+def _label_values(text: str | None, names: tuple[str, ...]) -> dict[int, str] | None:
+    if text is None:
+        return None
     values = {}
     for part in text.split(","):
         value, _, name = part.partition("=")

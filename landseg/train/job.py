@@ -1,5 +1,7 @@
 """A training or an evaluation from beginning to end: configuration in, bundle or scores out."""
 
+import functools
+import operator
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import lightning
-import numpy as np
 
 from landseg.config import RunConfig, TrainConfig, legend_of
 from landseg.errors import TrainingDataError
@@ -97,7 +98,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         return bundle
     # Measured on the stored 16-bit weights, by the pipeline that users run: what the card says is what they get.
     each = [evaluate(str(bundle.folder), str(pair.scene), pair.labels, config.data.label_values) for pair in held_out]
-    scores = Scores(np.sum([one.confusion for one in each], axis=0))
+    scores = functools.reduce(operator.add, each)
     names = ", ".join(pair.scene.name for pair in held_out)
     return write_bundle(bundle.folder, replace(card, held_out={"data": names, **scores.to_dict(legend)}), network)
 

@@ -37,7 +37,13 @@ def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, config: Path, tm
     # The card was measured on the same pair by the same pipeline.
     held_out = json.loads((model / "model.json").read_text())["properties"]["landseg:held_out"]
     assert scores == {key: value for key, value in held_out.items() if key != "data"}
-    assert "mIoU" in landseg(*arguments, "--label-values", values).out
+    figure = tmp_path / "scores.png"
+    printed = landseg(*arguments, "--label-values", values, "--figure", figure)
+    for heading in ("mIoU", "boundary F1", "Expected calibration error"):
+        assert heading in printed.out
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert landseg(*arguments, "--label-values", values, "--figure", figure).code == 2
+    assert landseg(*arguments, "--label-values", values, "--figure", figure, "--overwrite").code == 0
 
     mapped = landseg("run", corner.scene, "--out", tmp_path / "map.gpkg", "--model", model, "--quiet")
     assert mapped.code == 0, mapped.err
