@@ -238,6 +238,29 @@ def import_model(
     typer.echo(write_imported(checkpoint, card, out, overwrite=overwrite).folder)
 
 
+@models.command("calibrate")
+def calibrate_model(
+    model: Annotated[str, typer.Argument(help="name or folder")],
+    scene: Annotated[str, typer.Option(help="raster that it was not trained on: a path, or a URL")],
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="folder of the bundle to write; its name is the model's")],
+    label_values: LabelValues = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a model's confidence to a labelled scene; the weights stay as they are."""
+    _need_training_packages()
+    from landseg import terminal
+    from landseg.model.bundle import read_bundle
+    from landseg.train import job
+
+    values = _label_values(label_values, read_bundle(model).card.legend.names)
+    with terminal.show_progress(quiet) as on_progress:
+        bundle = job.calibrate(model, scene, labels, out, values, overwrite=overwrite, on_progress=on_progress)
+    typer.echo(f"temperature {bundle.card.temperature:g}", err=True)
+    typer.echo(bundle.folder)
+
+
 @models.command("export")
 def export_model(
     model: Annotated[str, typer.Argument(help="name or folder")],

@@ -183,12 +183,19 @@ def print_card(card: "Card") -> None:
         "network": _network(card),
         "licence": card.licence,
         "trained": f"{card.created[:10]} on {card.training.get('data', 'unknown data')}",
+        "confidence": _confidence(card),
         "limits": "\n".join(card.limits),
     }
     if held_out:
         per_class = ", ".join(f"{name} {value:.2f}" for name, value in held_out["iou"].items() if value is not None)
         rows["held out"] = f"mIoU {held_out['miou']:.3f} on {held_out['data']} ({per_class})"
     print_pairs(rows)
+
+
+def _confidence(card: "Card") -> str:
+    error = card.held_out.get("ece")
+    figure = "" if error is None else f"; off by {100 * error:.1f} points on average on the held-out data"
+    return ("not calibrated" if card.temperature == 1 else f"calibrated, temperature {card.temperature:.2f}") + figure
 
 
 def _network(card: "Card") -> str:

@@ -3,23 +3,27 @@
 import functools
 import operator
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import lightning
+import torch
+from torch import Tensor
 
 from landseg.config import RunConfig, TrainConfig, legend_of
 from landseg.errors import TrainingDataError
 from landseg.legend import Legend
-from landseg.model.bundle import Bundle, Card, write_bundle
+from landseg.model.bundle import Bundle, Card, check_replaceable, read_bundle, write_bundle
 from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
-from landseg.run import ProgressCallback, build_plan, map_labels
-from landseg.train.evaluate import Scores, evaluate_map
+from landseg.run import Plan, ProgressCallback, build_plan, map_labels, predict_chips
+from landseg.scene import value_ranges
+from landseg.train.calibrate import fit_temperature
+from landseg.train.evaluate import ReadChannels, Scores, evaluate_map, open_reference
 from landseg.train.fit import Chips, Schedule, Training, fit
-from landseg.train.samples import LabelCodes, Pair, band_statistics, class_frequencies
+from landseg.train.samples import IGNORED, LabelCodes, Pair, band_statistics, class_frequencies
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
@@ -131,12 +135,113 @@ def evaluate(
     TrainingDataError
         If scene and labels do not overlap, or nothing is labelled.
     """
+    plan = _plan(model, scene, config)
+    legend = plan.bundle.card.legend
+    codes = label_codes(label_values, legend)
     with tempfile.TemporaryDirectory(prefix="landseg-") as folder:
-        plan = build_plan(scene, Path(folder) / "map.gpkg", (config or RunConfig()).model_copy(update={"model": model}))
-        legend = plan.bundle.card.legend
-        codes = label_codes(label_values, legend)
         predicted = map_labels(plan, Path(folder), on_progress)
         return evaluate_map(predicted, labels, codes, legend)
+
+
+def calibrate(
+    model: str,
+    scene: str,
+    labels: Path,
+    out: Path,
+    label_values: Mapping[int, str] | None = None,
+    *,
+    overwrite: bool = False,
+    on_progress: ProgressCallback = lambda _: None,
+) -> Bundle:
+    """Fit a model's temperature to a scene and its labels, and write the model anew as the bundle ``out``.
+
+    The card keeps its figures, but for those that tell of confidence: they were the former temperature's.
+
+    Parameters
+    ----------
+    model, scene, labels, label_values
+        See `evaluate`. The model must not have been trained on the scene.
+    out
+        Folder of the bundle to write; its name is the model's. It may be the model's own.
+    overwrite
+        Whether to replace a bundle at ``out``.
+
+    Raises
+    ------
+    UsageError
+        If something is at ``out`` that may not be replaced.
+    TrainingDataError
+        If scene and labels do not overlap, or nothing is labelled.
+    """
+    check_replaceable(out, overwrite=overwrite)
+    bundle = read_bundle(model)
+    temperature = fitted_temperature(model, [(scene, labels)], label_values, on_progress=on_progress)
+    stale = {"ece", "reliability"}
+    card = replace(
+        bundle.card,
+        name=out.resolve().name,
+        temperature=temperature,
+        training={**bundle.card.training, "calibrated_on": [Path(scene).name]},
+        held_out={key: value for key, value in bundle.card.held_out.items() if key not in stale},
+    )
+    return write_bundle(out, card, bundle.load_network())
+
+
+def fitted_temperature(
+    model: str,
+    pairs: Iterable[tuple[str, Path]],
+    label_values: Mapping[int, str] | None = None,
+    *,
+    config: RunConfig | None = None,
+    on_progress: ProgressCallback = lambda _: None,
+) -> float:
+    """Find the temperature of a model on labelled scenes, whatever its card says.
+
+    It is fitted to single chips, each on its core, and not to their blend, which would have to be made anew for every
+    temperature. Blending averages calibrated probabilities and so lowers confidence a little: on the demo's scene the
+    best temperatures of chips and map are 0.01 apart.
+
+    Parameters
+    ----------
+    model, label_values, config
+        See `evaluate`.
+    pairs
+        Scenes that the model was not trained on, and their labels.
+
+    Raises
+    ------
+    TrainingDataError
+        If a scene and its labels do not overlap, or nothing is labelled.
+    """
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for scene, labels in pairs:
+            plan = _plan(model, scene, config)
+            card = plan.bundle.card
+            codes = label_codes(label_values, card.legend)
+            untempered = replace(plan, bundle=replace(plan.bundle, card=replace(card, temperature=1.0)))
+            with open_reference(labels, codes, plan.grid, f"the scene {scene}") as read:
+                yield from _labelled_chips(untempered, read, on_progress)
+
+    return round(fit_temperature(batches()), 4)
+
+
+def _labelled_chips(plan: Plan, read: ReadChannels, on_progress: ProgressCallback) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give log-probabilities, (N, K, S, S), and channel indices, (N, S, S), known within the chips' cores alone."""
+    ranges = value_ranges(plan.info, plan.bands, plan.bundle.card.value_range)
+    for batch, probabilities in predict_chips(plan, ranges, on_progress):
+        mask = torch.full(batch.valid.shape, IGNORED, dtype=torch.int64)
+        for index, chip in enumerate(batch.chips):
+            top, left = chip.core.row_off - chip.read.row_off, chip.core.col_off - chip.read.col_off
+            rows, cols = slice(top, top + chip.core.height), slice(left, left + chip.core.width)
+            mask[index, rows, cols] = torch.from_numpy(read(chip.core))
+        mask[~torch.from_numpy(batch.valid)] = IGNORED
+        yield probabilities.clamp(min=torch.finfo(torch.float32).tiny).log(), mask
+
+
+def _plan(model: str, scene: str, config: RunConfig | None) -> Plan:
+    """Plan a run whose products are never written."""
+    return build_plan(scene, Path("map.gpkg"), (config or RunConfig()).model_copy(update={"model": model}))
 
 
 def label_codes(label_values: Mapping[int, str] | None, legend: Legend) -> LabelCodes:

@@ -12,7 +12,7 @@ from tests.conftest import Landseg, SceneMaker
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["train"], ["evaluate"], ["models", "list"], ["doctor"]]
+    "command", [[], ["run"], ["train"], ["evaluate"], ["models", "list"], ["models", "calibrate"], ["doctor"]]
 )
 def test_help(landseg: Landseg, command: list[str]) -> None:
     outcome = landseg(*command, "--help")
