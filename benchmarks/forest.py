@@ -4,19 +4,19 @@ Breiman, "Random Forests", Machine Learning 45, 2001; the pixel-by-pixel supervi
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 import rasterio
-import torch
 from numpy.typing import NDArray
 from rasterio.windows import Window
 from scipy.ndimage import uniform_filter
 from sklearn.ensemble import RandomForestClassifier
 
-from landseg.legend import Legend
-from landseg.train.evaluate import Block, Scores, score
-from landseg.train.samples import IGNORED, LabelCodes, Pair
+from landseg.train.evaluate import Scores
+from landseg.train.labels import IGNORED, LabelCodes
+from landseg.train.samples import Pair
 
 WINDOWS_PX = (3, 9, 27)
 """Sides of the squares whose mean and standard deviation a pixel is described by."""
@@ -65,15 +65,14 @@ def labelled_strips(pair: Pair, codes: LabelCodes) -> Iterator[Strip]:
             bottom = min(top + STRIP_PX, rows)
             first, last = max(0, top - MARGIN_PX), min(rows, bottom + MARGIN_PX)
             described = features(scene.read(window=Window(0, first, cols, last - first)))[top - first : bottom - first]
-            values = labels.read(1, window=Window(0, top, cols, bottom - top)).astype(np.int64)
-            channels = codes.recode(torch.from_numpy(values)).numpy()
+            channels = codes.of_bytes()[labels.read(1, window=Window(0, top, cols, bottom - top))]
             labelled = channels != IGNORED
             yield described[labelled], channels[labelled]
 
 
 def labelled_px(pair: Pair, codes: LabelCodes) -> int:
     """Count the pixels whose class is known."""
-    known = codes.recode(torch.arange(256)).numpy() != IGNORED
+    known = codes.of_bytes() != IGNORED
     with rasterio.open(pair.labels) as labels:
         return int(np.bincount(labels.read(1).ravel(), minlength=known.size)[known].sum())
 
@@ -90,14 +89,13 @@ def fit_forest(pairs: Sequence[Pair], codes: LabelCodes, seed: int) -> RandomFor
     return RandomForestClassifier(n_jobs=-1, random_state=seed).fit(described, channels)
 
 
-def evaluate_forest(forest: RandomForestClassifier, pairs: Sequence[Pair], codes: LabelCodes, legend: Legend) -> Scores:
-    """Classify every labelled pixel and count how often the forest agrees."""
-    class_ids = np.array(legend.class_ids, dtype=np.uint8)
-
-    def blocks() -> Iterator[Block]:
-        for described, channels in chain.from_iterable(labelled_strips(pair, codes) for pair in pairs):
-            # A forest refuses to classify nothing.
-            if channels.size:
-                yield class_ids[forest.predict(described)], channels
-
-    return score(blocks(), legend)
+def evaluate_forest(forest: RandomForestClassifier, pairs: Sequence[Pair], codes: LabelCodes) -> Scores:
+    """Classify every labelled pixel and count how often the forest agrees; boundaries are left out."""
+    classes = len(codes.names)
+    scores = Scores.nothing(classes)
+    for described, channels in chain.from_iterable(labelled_strips(pair, codes) for pair in pairs):
+        # A forest refuses to classify nothing.
+        if channels.size:
+            counts = np.bincount(channels * classes + forest.predict(described), minlength=classes**2)
+            scores += replace(Scores.nothing(classes), confusion=counts.reshape(classes, classes))
+    return scores

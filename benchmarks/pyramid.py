@@ -18,7 +18,8 @@ from benchmarks.forest import evaluate_forest, fit_forest
 from benchmarks.large_scene import machine
 from landseg.config import ArchitectureConfig, PairConfig, TrainConfig, legend_of, load_config, override
 from landseg.train.job import train
-from landseg.train.samples import LabelCodes, Pair
+from landseg.train.material import label_codes
+from landseg.train.samples import Pair
 
 CONFIG = Path(__file__).with_suffix(".yaml")
 FOREST = "forest"
@@ -52,13 +53,13 @@ def variant(base: TrainConfig, bins: tuple[int, ...], seed: int, out: Path) -> T
 def forest_scores(config: TrainConfig, seed: int) -> dict[str, Any]:
     """Train a forest on the configuration's training pairs and score it on those held out."""
     legend = legend_of(config.legend)
-    codes = LabelCodes(config.data.label_values, legend.names)
+    codes = label_codes(config.data.label_values, legend, config.data.ignored_values)
 
     def located(pairs: Sequence[PairConfig]) -> list[Pair]:
         return [Pair(config.data.root / p.scene, config.data.root / p.labels) for p in pairs]
 
     forest = fit_forest(located(config.data.training), codes, seed)
-    return evaluate_forest(forest, located(config.data.held_out), codes, legend).to_dict(legend)
+    return evaluate_forest(forest, located(config.data.held_out), codes).to_dict(legend)
 
 
 def run(base: TrainConfig, method: str, seed: int, out: Path) -> dict[str, Any]:

@@ -4,7 +4,6 @@ import json
 import logging
 import signal
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal, NoReturn
@@ -12,7 +11,7 @@ from typing import Annotated, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import BundleError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.errors import LandsegError, OutputExistsError, RunInterruptedError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -27,6 +26,12 @@ app.add_typer(models, name="models")
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
 Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a bundle's folder")]
+Labels = Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")]
+ClassColumn = Annotated[str, typer.Option(help="column of polygons that holds names of classes, or codes")]
+Layer = Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")]
+LabelValues = Annotated[
+    str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
+]
 
 
 def _version(wanted: bool) -> None:
@@ -149,15 +154,13 @@ def _need_packages(extra: str, *names: str) -> None:
 @app.command()
 def evaluate(
     scene: Annotated[str, typer.Option(help="raster to map: a path, or a URL")],
-    labels: Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")],
+    labels: Labels,
     model: Model = None,
-    label_values: Annotated[
-        str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
-    ] = None,
-    class_column: Annotated[
-        str, typer.Option(help="column of polygons that holds names of classes, or codes")
-    ] = "class_name",
-    layer: Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")] = None,
+    label_values: LabelValues = None,
+    class_column: ClassColumn = "class_name",
+    layer: Layer = None,
+    figure: Annotated[Path | None, typer.Option(help="PNG to draw confusion and reliability into")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing figure")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -165,22 +168,32 @@ def evaluate(
     _need_training_packages()
     from landseg import terminal
     from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+    from landseg.outputs.drafts import check_writable
     from landseg.train import job
+    from landseg.train.figures import draw_scores
 
     name = model or DEFAULT_MODEL
     legend = read_bundle(name).card.legend
-    values = None if label_values is None else _label_values(label_values, legend.names)
+    values = _label_values(label_values, legend.names)
+    if figure is not None:
+        if figure.suffix.lower() != ".png":
+            raise UsageError(f"--figure {figure} does not end in .png", "figures are written as PNG")
+        check_writable(figure, [figure], overwrite=overwrite)
     with terminal.show_progress(quiet) as on_progress:
         scores = job.evaluate(
             name, scene, labels, values, on_progress=on_progress, class_column=class_column, layer=layer
-        ).to_dict(legend)
+        )
+    if figure is not None:
+        draw_scores(scores, legend, figure)
     if as_json:
-        typer.echo(json.dumps(scores, indent=2))
+        typer.echo(json.dumps(scores.to_dict(legend), indent=2))
     else:
-        terminal.print_scores(scores)
+        terminal.print_scores(scores.to_dict(legend))
 
 
-def _label_values(text: str, names: tuple[str, ...]) -> dict[int | str, str]:
+def _label_values(text: str | None, names: tuple[str, ...]) -> dict[int | str, str] | None:
+    if text is None:
+        return None
     values: dict[int | str, str] = {}
     for part in text.split(","):
         value, _, name = part.rpartition("=")
@@ -226,42 +239,43 @@ def import_model(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
 ) -> None:
     """Make a model of a PSPNet from semseg, mmsegmentation or segmentation_models.pytorch."""
-    from landseg.config import ImportConfig, legend_of, load_config
-    from landseg.model.bundle import CARD_FILE, Card, write_bundle
-    from landseg.model.convert import read_checkpoint
+    from landseg.importing import import_model as write_imported
 
-    described = load_config(card, ImportConfig)
-    if out.exists():
-        if not overwrite:
-            raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
-        if not (out / CARD_FILE).is_file():
-            raise UsageError(f"{out} is not a model bundle, so it is not replaced", "choose another --out")
-    network = read_checkpoint(checkpoint, described.architecture.model_dump(exclude_none=True))
-    wanted = {"classes": network.architecture.classes, "bands": network.architecture.in_channels}
-    for what, given in {"classes": len(described.legend), "bands": len(described.bands)}.items():
-        if given != wanted[what]:
-            raise BundleError(f"{card} names {given} {what}, and the network of {checkpoint} has {wanted[what]}")
-    bundle = write_bundle(
-        out,
-        Card(
-            name=out.resolve().name,
-            title=described.title,
-            description=described.description,
-            licence=described.licence,
-            created=f"{described.created or datetime.now(UTC).date()}T00:00:00Z",
-            architecture=network.architecture,
-            bands=described.bands,
-            gsd_m=described.gsd_m,
-            chip_px=described.chip_px,
-            mean=described.mean,
-            std=described.std,
-            legend=legend_of(described.legend),
-            value_range=described.value_range,
-            training={"data": described.training_data, "imported_from": checkpoint.name},
-            limits=described.limits,
-        ),
-        network,
-    )
+    typer.echo(write_imported(checkpoint, card, out, overwrite=overwrite).folder)
+
+
+@models.command("calibrate")
+def calibrate_model(
+    model: Annotated[str, typer.Argument(help="name or folder")],
+    scene: Annotated[str, typer.Option(help="raster that it was not trained on: a path, or a URL")],
+    labels: Labels,
+    out: Annotated[Path, typer.Option(help="folder of the bundle to write; its name is the model's")],
+    label_values: LabelValues = None,
+    class_column: ClassColumn = "class_name",
+    layer: Layer = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a model's confidence to a labelled scene; the weights stay as they are."""
+    _need_training_packages()
+    from landseg import terminal
+    from landseg.model.bundle import read_bundle
+    from landseg.train import job
+
+    values = _label_values(label_values, read_bundle(model).card.legend.names)
+    with terminal.show_progress(quiet) as on_progress:
+        bundle = job.calibrate(
+            model,
+            scene,
+            labels,
+            out,
+            values,
+            class_column=class_column,
+            layer=layer,
+            overwrite=overwrite,
+            on_progress=on_progress,
+        )
+    typer.echo(f"temperature {bundle.card.temperature:g}", err=True)
     typer.echo(bundle.folder)
 
 

@@ -53,12 +53,22 @@ class Predictor:
         Where it runs.
     dtype
         What it computes in, ``torch.float32`` or ``torch.bfloat16``.
+    temperature
+        What logits are divided by, above 0. A chip's labels do not depend on it, its probabilities do.
     """
 
-    def __init__(self, network: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        *,
+        temperature: float = 1.0,
+    ) -> None:
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
         self.device = device
         self.dtype = dtype
+        self.temperature = temperature
         self._limit: int | None = None
 
     @torch.inference_mode()
@@ -97,7 +107,7 @@ class Predictor:
         x = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits = self.network(x)
-        probabilities = torch.softmax(logits.float(), dim=1)
+        probabilities = torch.softmax(logits.float() / self.temperature, dim=1)
         if not torch.isfinite(probabilities).all():
             raise BundleError(
                 "the network's answer is not a number", "its weights are damaged, or bf16 is too coarse for them"

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from landseg import __version__
-from landseg.chips import Normalisation, read_batches
+from landseg.chips import Batch, Normalisation, read_batches
 from landseg.config import RunConfig
 from landseg.errors import SceneError, UsageError
 from landseg.grid import Grid, Tiling
@@ -389,32 +390,61 @@ def _write_labels(
 
 
 def _predictor(plan: Plan) -> Predictor:
-    return Predictor(plan.bundle.load_network(), plan.device, plan.dtype)
+    temperature = plan.bundle.card.temperature
+    return Predictor(plan.bundle.load_network(), plan.device, plan.dtype, temperature=temperature)
 
 
-def _map(plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback) -> Iterator[Rows]:
-    """Give the map's rows from top to bottom."""
+def predict_chips(
+    plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback = lambda _: None
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Give the plan's chips with their probabilities, from top to bottom; chips without a valid pixel are left out.
+
+    Parameters
+    ----------
+    plan
+        What to predict.
+    ranges
+        What the scene's values are scaled from.
+    on_progress
+        Told before the first batch, when the caller is done with a batch, and at the end.
+
+    Yields
+    ------
+    tuple
+        A batch of N chips, and (N, K, S, S) float32 on the plan's device that sums to 1 over K.
+
+    Raises
+    ------
+    SceneError
+        If the scene can't be read to its end.
+    """
     card, tiling = plan.bundle.card, plan.tiling
     predictor = _predictor(plan)
-    mosaic = Mosaic(tiling, card.legend.class_ids, plan.device)
     normalise = Normalisation.of(ranges, card.mean, card.std)
     progress = Progress("map", 0, plan.grid.size)
-    finished = 0
     with RasterScene(plan.info, plan.bands, plan.grid, nodata_policy=plan.config.nodata_policy) as scene:
         on_progress(progress)
         for batch in read_batches(scene, tiling, normalise, batch=plan.batch):
-            for chip_row in range(finished, batch.chip_row):
-                yield mosaic.finish(chip_row)
-            finished = batch.chip_row
-            for chip, probabilities, valid in zip(batch.chips, predictor(batch.pixels), batch.valid, strict=True):
-                mosaic.add(chip, probabilities, valid)
+            yield batch, predictor(batch.pixels)
             core = batch.chips[-1].core
             done = core.row_off * plan.grid.shape[1] + core.height * (core.col_off + core.width)
             progress = replace(progress, done=int(done), chips=progress.chips + len(batch.chips))
             on_progress(progress)
-    for chip_row in range(finished, tiling.chip_counts[0]):
-        yield mosaic.finish(chip_row)
     on_progress(replace(progress, done=plan.grid.size))
+
+
+def _map(plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback) -> Iterator[Rows]:
+    """Give the map's rows from top to bottom."""
+    mosaic = Mosaic(plan.tiling, plan.bundle.card.legend.class_ids, plan.device)
+    finished = 0
+    for batch, probabilities in predict_chips(plan, ranges, on_progress):
+        for chip_row in range(finished, batch.chip_row):
+            yield mosaic.finish(chip_row)
+        finished = batch.chip_row
+        for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
+            mosaic.add(chip, chip_probabilities, valid)
+    for chip_row in range(finished, plan.tiling.chip_counts[0]):
+        yield mosaic.finish(chip_row)
 
 
 def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], ranges: ValueRanges) -> None:
@@ -471,6 +501,7 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int) -> dict[str,
         "landseg:model": {
             "name": plan.bundle.card.name,
             "sha256": plan.bundle.sha256,
+            "temperature": plan.bundle.card.temperature,
             "held_out": dict(plan.bundle.card.held_out),
         },
         "landseg:config": config,

@@ -130,19 +130,25 @@ def print_areas(areas: "Sequence[ClassArea]") -> None:
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:
-    """Print what an evaluation found on stdout: accuracy by class and the confusion matrix in percent of each row."""
+    """Print what an evaluation found on stdout: figures by class and the confusion matrix in percent of each row."""
     names = list(scores["iou"])
     table = Table(box=None, pad_edge=False)
-    for heading in ("class", "IoU", "F1", *names):
+    for heading in ("class", "IoU", "F1", "boundary F1", *names):
         table.add_column(heading, justify="left" if heading == "class" else "right")
     for name, row in zip(names, scores["confusion"], strict=True):
         shares = [f"{n / sum(row):.0%}" if sum(row) else "" for n in row]
-        figures = ["" if value is None else f"{value:.3f}" for value in (scores["iou"][name], scores["f1"][name])]
+        values = [scores[figure][name] for figure in ("iou", "f1", "boundary_f1")]
+        figures = ["" if value is None else f"{value:.3f}" for value in values]
         table.add_row(name, *figures, *shares)
     _console().print(table)
     print("Rows: reference; columns on the right: what it was mapped as.")
     accuracy = f"mIoU {scores['miou']:.3f}, overall accuracy {scores['overall_accuracy']:.3f}"
     print(f"{accuracy}, {scores['labelled_px']:,} pixels")
+    boundary, error = scores["mean_boundary_f1"], scores["ece"]
+    if boundary is not None:
+        print(f"Mean boundary F1 at {scores['boundary_tolerance_px']} px: {boundary:.3f}")
+    if error is not None:
+        print(f"Expected calibration error: {100 * error:.1f} points of confidence")
 
 
 def print_plan(summary: Mapping[str, Any], seconds: float) -> None:
@@ -177,12 +183,19 @@ def print_card(card: "Card") -> None:
         "network": _network(card),
         "licence": card.licence,
         "trained": f"{card.created[:10]} on {card.training.get('data', 'unknown data')}",
+        "confidence": _confidence(card),
         "limits": "\n".join(card.limits),
     }
     if held_out:
         per_class = ", ".join(f"{name} {value:.2f}" for name, value in held_out["iou"].items() if value is not None)
         rows["held out"] = f"mIoU {held_out['miou']:.3f} on {held_out['data']} ({per_class})"
     print_pairs(rows)
+
+
+def _confidence(card: "Card") -> str:
+    error = card.held_out.get("ece")
+    figure = "" if error is None else f"; off by {100 * error:.1f} points on average on the held-out data"
+    return ("not calibrated" if card.temperature == 1 else f"calibrated, temperature {card.temperature:.2f}") + figure
 
 
 def _network(card: "Card") -> str:

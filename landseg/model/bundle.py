@@ -6,6 +6,7 @@ The card is a STAC Item with the Machine Learning Model extension (MLM 1.4). Wha
 
 import hashlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from landseg.errors import BundleError, UsageError
+from landseg.errors import BundleError, OutputExistsError, UsageError
 from landseg.legend import LandClass, Legend
 from landseg.model.pspnet import Architecture, PSPNet
 
@@ -64,6 +65,8 @@ class Card:
         The classes in channel order.
     training
         What it was trained on and how, for people and machines.
+    temperature
+        What its logits are divided by to become calibrated probabilities; 1 as long as it is not calibrated.
     held_out
         Its accuracy on data that it never saw: ``{"data": ..., "miou": ..., "iou": {class name: ...}, ...}``.
     limits
@@ -83,6 +86,7 @@ class Card:
     std: tuple[float, ...]
     legend: Legend
     value_range: tuple[float, float] | None = None
+    temperature: float = 1.0
     training: Mapping[str, Any] = field(default_factory=dict)
     held_out: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
@@ -135,6 +139,7 @@ class Card:
             "landseg:architecture": asdict(self.architecture) | {"bins": list(self.architecture.bins)},
             "landseg:parents": {str(c.class_id): c.parent for c in self.legend if c.parent is not None},
             "landseg:value_range": None if self.value_range is None else list(self.value_range),
+            "landseg:temperature": self.temperature,
             "landseg:training": dict(self.training),
             "landseg:held_out": dict(self.held_out),
             "landseg:limits": list(self.limits),
@@ -197,6 +202,7 @@ class Card:
             std=tuple(float(s["stddev"]) for s in model_input["value_scaling"]),
             legend=legend,
             value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+            temperature=float(properties.get("landseg:temperature", 1.0)),
             training=properties.get("landseg:training", {}),
             held_out=properties.get("landseg:held_out", {}),
             limits=tuple(properties.get("landseg:limits", ())),
@@ -212,6 +218,8 @@ class Card:
             raise ValueError("the legend and the network's logits differ in number")
         if self.chip_px < 1 or self.gsd_m <= 0 or min(self.std) <= 0:
             raise ValueError("chip size, gsd and standard deviations must be positive")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"the temperature {self.temperature:g} is not a positive number")
 
 
 @dataclass(frozen=True)
@@ -312,6 +320,24 @@ def read_bundle(model: str) -> Bundle:
             "copy the bundle again",
         )
     return Bundle(folder, card, actual)
+
+
+def check_replaceable(folder: Path, *, overwrite: bool) -> None:
+    """Refuse a place where a bundle may not be written.
+
+    Raises
+    ------
+    OutputExistsError
+        If something is there and ``overwrite`` is False.
+    UsageError
+        If what is there is no bundle, so that replacing it would lose what nobody meant.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise OutputExistsError(f"{folder} exists", "choose another --out, or give --overwrite")
+    if not (folder / CARD_FILE).is_file():
+        raise UsageError(f"{folder} is not a model bundle, so it is not replaced", "choose another --out")
 
 
 def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:

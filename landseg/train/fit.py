@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -128,7 +128,8 @@ class Training(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU over all batches."""
-        self.log("val_miou", Scores(self.confusion.compute().cpu().numpy()).miou, prog_bar=True)
+        confusion = self.confusion.compute().cpu().numpy()
+        self.log("val_miou", replace(Scores.nothing(len(confusion)), confusion=confusion).miou, prog_bar=True)
         self.confusion.reset()
 
     def configure_optimizers(self) -> Any:

@@ -72,6 +72,11 @@ class LabelCodes:
         """Give the channel of one value, `IGNORED` for those that are to be ignored; None if it is unknown."""
         return self._channels.get(_canonical(value))
 
+    def of_bytes(self) -> NDArray[np.int64]:
+        """Give the channels of the values 0 to 255, (256,); `IGNORED` for those that are unknown."""
+        channels = [self.channel(value) for value in range(256)]
+        return np.array([IGNORED if channel is None else channel for channel in channels], dtype=np.int64)
+
     def explain(self, unknown: Mapping[Value | float, int], path: Path) -> TrainingDataError:
         """Say which values of a file have no meaning, how many pixels have them, and what to do."""
         most = sorted(unknown, key=lambda value: -unknown[value])[:8]

@@ -26,7 +26,7 @@ from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import LandClass, Legend
 from landseg.predict import Predictor
 from landseg.train.augment import Augmentation
-from landseg.train.evaluate import Block
+from landseg.train.evaluate import HALO_PX, Block
 from landseg.train.labels import IGNORED, LabelCodes
 from landseg.train.samples import Pair, Sites, Source, open_pairs
 
@@ -291,8 +291,7 @@ class ImageChips(Dataset[dict[str, Any]]):
     ) -> None:
         self.images = images
         self.pairs = pairs
-        channels = [codes.channel(value) for value in range(256)]
-        self.channels = torch.tensor([IGNORED if channel is None else channel for channel in channels])
+        self.channels = torch.from_numpy(codes.of_bytes())
         self.vary = vary
         self.shapes = [_shape(pair) for pair in pairs]
 
@@ -510,7 +509,7 @@ def predictions(
     std: Sequence[float],
     class_ids: Sequence[int],
 ) -> Iterator[Block]:
-    """Label each batch of chips, beside its reference, in the form that `landseg.train.evaluate.score` takes.
+    """Label chips, beside their reference, in the form that `landseg.train.evaluate.score` takes.
 
     Parameters
     ----------
@@ -526,5 +525,7 @@ def predictions(
     centre, spread = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
     labels = np.array(class_ids, dtype=np.uint8)
     for batch in batches:
-        channels = predict((batch["image"] - centre) / spread).argmax(dim=1)
-        yield labels[channels.cpu().numpy()], batch["mask"].numpy()
+        confidence, channels = predict((batch["image"] - centre) / spread).cpu().max(dim=1)
+        percent = (100 * confidence).round().to(torch.uint8).numpy()
+        for one, mask, claim in zip(labels[channels.numpy()], batch["mask"].numpy(), percent, strict=True):
+            yield Block(np.pad(one, HALO_PX), np.pad(mask, HALO_PX, constant_values=IGNORED), claim)

@@ -46,7 +46,13 @@ def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, config: Path, tm
     # The card was measured on the same pair by the same pipeline.
     held_out = json.loads((model / "model.json").read_text())["properties"]["landseg:held_out"]
     assert scores == {key: value for key, value in held_out.items() if key != "data"}
-    assert "mIoU" in landseg(*arguments, "--label-values", values).out
+    figure = tmp_path / "scores.png"
+    printed = landseg(*arguments, "--label-values", values, "--figure", figure)
+    for heading in ("mIoU", "boundary F1", "Expected calibration error"):
+        assert heading in printed.out
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert landseg(*arguments, "--label-values", values, "--figure", figure).code == 2
+    assert landseg(*arguments, "--label-values", values, "--figure", figure, "--overwrite").code == 0
 
     mapped = landseg("run", corner.scene, "--out", tmp_path / "map.gpkg", "--model", model, "--quiet")
     assert mapped.code == 0, mapped.err
@@ -66,6 +72,49 @@ def test_two_processes_train_one_model(corner: Pair, config: Path, tmp_path: Pat
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout.splitlines()[-1] == str(tmp_path / "runs" / "own")
     assert read_bundle(str(tmp_path / "runs" / "own")).card.name == "own"
+
+
+def test_calibrate_and_map(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
+    model = tmp_path / "calibrated"
+    where = (
+        "--scene",
+        corner.scene,
+        "--labels",
+        corner.labels,
+        "--label-values",
+        "0=building,3=park,4=water",
+        "--quiet",
+    )
+    errors, temperatures = {}, []
+
+    # From a calibrated model as from the first: what its card says does not matter.
+    for start, more in ((small_bundle, ()), (model, ("--overwrite",))):
+        calibrated = landseg("models", "calibrate", start, *where, "--out", model, *more)
+        assert (calibrated.code, calibrated.out) == (0, f"{model}\n"), calibrated.err
+        temperatures.append(json.loads((model / "model.json").read_text())["properties"]["landseg:temperature"])
+    for name in (small_bundle, model):
+        errors[name] = json.loads(landseg("evaluate", "--model", name, *where, "--json").out)["ece"]
+
+    assert temperatures[0] == temperatures[1] != 1
+    assert errors[model] < errors[small_bundle]
+    assert (model / "weights.safetensors").read_bytes() == (small_bundle / "weights.safetensors").read_bytes()
+    assert f"temperature {temperatures[0]:.2f}" in landseg("models", "show", model).out
+    mapped = landseg("run", corner.scene, "--out", tmp_path / "map.gpkg", "--model", model, "--quiet")
+    assert mapped.code == 0, mapped.err
+    manifest = json.loads((tmp_path / "map.json").read_text())
+    assert manifest["properties"]["landseg:model"]["temperature"] == temperatures[0]
+
+
+def test_calibration_replaces_no_bundle_unasked(
+    landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "thesis").mkdir()
+    where = ("--scene", corner.scene, "--labels", corner.labels)
+
+    for out, more in ((small_bundle, ()), (tmp_path / "thesis", ("--overwrite",))):
+        refused = landseg("models", "calibrate", small_bundle, *where, "--out", out, *more)
+        assert refused.code == 2
+        assert str(out) in refused.err
 
 
 def test_evaluate_on_polygons(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
@@ -97,6 +146,11 @@ def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Pa
     outcome = landseg("evaluate", "--model", small_bundle, "--scene", corner.scene, "--labels", far, "--quiet")
     assert outcome.code == 3
     assert "overlap" in outcome.err
+    arguments = ("--scene", corner.scene, "--labels", far, "--out", tmp_path / "out", "--quiet")
+    outcome = landseg("models", "calibrate", small_bundle, *arguments)
+    assert outcome.code == 3
+    assert "do not overlap the scene" in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_training_data_that_is_not_there(landseg: Landseg, config: Path, tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from landseg import __version__
 from tests.conftest import Landseg, SceneMaker
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["train"], ["evaluate"], ["models", "list"], ["doctor"]])
+@pytest.mark.parametrize(
+    "command", [[], ["run"], ["train"], ["evaluate"], ["models", "list"], ["models", "calibrate"], ["doctor"]]
+)
 def test_help(landseg: Landseg, command: list[str]) -> None:
     outcome = landseg(*command, "--help")
     assert outcome.code == 0
@@ -99,6 +101,16 @@ def test_a_model_s_card(landseg: Landseg, small_bundle: Path) -> None:
     assert "Small model for tests" in landseg("models", "show", small_bundle).out
     card = json.loads(landseg("models", "show", small_bundle, "--json").out)
     assert card["properties"]["mlm:name"] == "small"
+
+
+@pytest.mark.parametrize(("figure", "says"), [("scores.pdf", "does not end in .png"), ("none/scores.png", "mkdir")])
+def test_figures_that_could_not_be_written_are_refused_first(
+    landseg: Landseg, small_bundle: Path, tmp_path: Path, figure: str, says: str
+) -> None:
+    arguments = ("--scene", "s.tif", "--labels", "l.tif", "--model", small_bundle, "--figure", tmp_path / figure)
+    outcome = landseg("evaluate", *arguments)
+    assert outcome.code == 2
+    assert says in outcome.err
 
 
 def test_doctor(landseg: Landseg) -> None:

@@ -45,6 +45,13 @@ def test_probabilities_are_the_softmax_of_the_logits() -> None:
     assert torch.allclose(probabilities.sum(1), torch.ones(3, 4, 4))
 
 
+def test_a_temperature_divides_the_logits_and_keeps_the_labels() -> None:
+    x = torch.randn(3, 1, 4, 4)
+    plain, cooled = Predictor(Doubling(), CPU)(x), Predictor(Doubling(), CPU, temperature=2.5)(x)
+    assert torch.allclose(cooled[:, 1], torch.sigmoid(x[:, 0] / 2.5), atol=1e-6)
+    assert torch.equal(cooled.argmax(1), plain.argmax(1))
+
+
 def test_dropout_and_batch_statistics_are_off() -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5)).train()
     x = torch.randn(2, 1, 8, 8)

@@ -5,12 +5,10 @@ from numpy.typing import NDArray
 
 from benchmarks import forest
 from benchmarks.forest import MARGIN_PX, WINDOWS_PX, evaluate_forest, features, fit_forest, labelled_px, labelled_strips
-from landseg.legend import LandClass, Legend
-from landseg.train.samples import LabelCodes, Pair
+from landseg.train.labels import LabelCodes
+from landseg.train.samples import Pair
 
 NAMES = ("building", "land", "road", "vegetation", "water")
-# Ids that are not channels + 1.
-LEGEND = Legend(tuple(LandClass(i, name, f"#0000{i:02}") for i, name in zip((9, 3, 7, 5, 8), NAMES, strict=True)))
 CODES = LabelCodes(dict(enumerate(NAMES)), NAMES)
 
 
@@ -56,7 +54,7 @@ def test_strips_hold_every_labelled_pixel_once(corner: Pair, strip_px: int, monk
 def test_a_forest_knows_the_ground_that_it_has_seen(corner: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forest, "SAMPLE_PX", 3000)
 
-    scores = evaluate_forest(fit_forest([corner], CODES, seed=1), [corner, corner], CODES, LEGEND)
+    scores = evaluate_forest(fit_forest([corner], CODES, seed=1), [corner, corner], CODES)
 
     assert scores.labelled_px == 2 * labelled_px(corner, CODES)
     # Guessing the commonest class everywhere would give a fifth of its own IoU.

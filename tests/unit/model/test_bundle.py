@@ -43,6 +43,7 @@ CARD = Card(
         (LandClass(7, "water", "#56b4e9"), LandClass(3, "lake", "#0a0bff", 7), LandClass(9, "road", "#000000"))
     ),
     value_range=(0.0, 3000.0),
+    temperature=1.75,
     training={"data": "none"},
     held_out={"miou": 0.5, "iou": {"water": 0.25}},
     limits=("Good for nothing.",),
@@ -116,6 +117,19 @@ def test_card_without_a_value_range_comes_back_without(tmp_path: Path, network: 
     write_bundle(tmp_path / "tiny", card, network)
 
     assert read_bundle(str(tmp_path / "tiny")).card == card
+
+
+def test_a_card_from_before_calibration_has_temperature_1(bundle: Bundle) -> None:
+    edit(bundle.folder, lambda item: item["properties"].pop("landseg:temperature"))
+
+    assert read_bundle(str(bundle.folder)).card.temperature == 1
+
+
+@pytest.mark.parametrize("temperature", [0, -1.5, float("inf"), float("nan")])
+def test_a_temperature_that_makes_no_sense_is_refused(bundle: Bundle, temperature: float) -> None:
+    edit(bundle.folder, lambda item: item["properties"].update({"landseg:temperature": temperature}))
+
+    assert "temperature" in refusal(bundle.folder).what
 
 
 def test_weights_come_back_within_16_bits(bundle: Bundle, network: PSPNet) -> None:

@@ -22,7 +22,7 @@ from landseg.legend import LandClass, Legend
 from landseg.model.bundle import read_bundle
 from landseg.predict import Predictor
 from landseg.train.augment import Augmentation
-from landseg.train.evaluate import score
+from landseg.train.evaluate import HALO_PX, score
 from landseg.train.fit import Chips
 from landseg.train.job import train
 from landseg.train.labels import IGNORED, LabelCodes
@@ -308,7 +308,9 @@ def test_predictions_are_class_ids_beside_the_reference() -> None:
 
     blocks = list(predictions(predict, iter([{"image": image, "mask": mask}]), (100, 50), (10, 5), legend.class_ids))
 
-    assert blocks[0][0].tolist() == [[[3, 9]]]
+    assert blocks[0].labels[HALO_PX:-HALO_PX, HALO_PX:-HALO_PX].tolist() == [[3, 9]]
+    assert blocks[0].confidence is not None
+    assert blocks[0].confidence.tolist() == [[73, 88]]  # of odds e to 1, and 1 to e squared
     assert score(blocks, legend).confusion.tolist() == [[1, 1], [0, 0]]
 
 
