@@ -7,12 +7,15 @@ import sys
 from pathlib import Path
 
 import geopandas
+import numpy as np
+import onnxruntime
 import pyogrio
 import pytest
 import rasterio
 import shapely
 import yaml
 from affine import Affine
+from PIL import Image
 
 from landseg.model.bundle import read_bundle
 from landseg.train.samples import Pair
@@ -57,6 +60,46 @@ def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, config: Path, tm
     mapped = landseg("run", corner.scene, "--out", tmp_path / "map.gpkg", "--model", model, "--quiet")
     assert mapped.code == 0, mapped.err
     assert (tmp_path / "map.gpkg").exists()
+
+
+def test_fine_tune_to_new_classes_and_export(
+    landseg: Landseg, corner: Pair, config: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    values = yaml.safe_load(config.read_text())
+    # Parks and water are what the model knows; a road is new to it.
+    values["legend"] = [
+        {"class_id": 1, "name": "park", "colour": "#009e73"},
+        {"class_id": 2, "name": "road", "colour": "#5a5a5a"},
+        {"class_id": 3, "name": "water", "colour": "#56b4e9"},
+    ]
+    values["data"] |= {
+        "held_out": [],
+        "label_values": {2: "road", 3: "park", 4: "water"},
+        "ignored_values": [0, 1],
+        "validation": {"blocks": {"share": 0.1, "block_px": 48, "buffer_px": 4}},
+    }
+    values["start_from"] = str(small_bundle)
+    for key in ("architecture", "gsd_m", "bands", "chip_px"):
+        del values[key]
+    config.write_text(yaml.safe_dump(values))
+
+    tuned = landseg("train", config, "--data-root", corner.scene.parent, "--quiet")
+
+    assert tuned.code == 0, tuned.err
+    folder = tmp_path / "runs"
+    card = json.loads((folder / "own" / "model.json").read_text())["properties"]
+    assert card["landseg:training"]["started_from"]["name"] == small_bundle.name
+    assert card["landseg:temperature"] != 1
+    for picture in ("curves.png", "examples.png"):
+        with Image.open(folder / picture) as drawn:
+            assert min(drawn.size) > 200
+
+    exported = landseg("models", "export", folder / "own", "--format", "onnx", "--out", tmp_path / "own.onnx")
+    assert exported.code == 0, exported.err
+    session = onnxruntime.InferenceSession(tmp_path / "own.onnx")
+    side = read_bundle(str(folder / "own")).card.chip_px
+    (logits,) = session.run(None, {session.get_inputs()[0].name: np.zeros((1, 3, side, side), np.float32)})
+    assert logits.shape == (1, 3, side, side)
 
 
 def test_two_processes_train_one_model(corner: Pair, config: Path, tmp_path: Path) -> None:
