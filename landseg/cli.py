@@ -57,6 +57,9 @@ def run(
     config: Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")] = None,
     bands: Annotated[str | None, typer.Option(help="band numbers in the model's order, such as 3,2,1")] = None,
     overlap: Annotated[float | None, typer.Option(help="part of a chip that neighbours share; 0.25")] = None,
+    views: Annotated[
+        int | None, typer.Option(help="average over so many symmetries of each chip: 1, 2, 4 or 8; 1")
+    ] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the network runs; auto")] = None,
     precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="what it computes in; auto")] = None,
     batch: Annotated[int | None, typer.Option(help="chips per forward pass; by device")] = None,
@@ -80,6 +83,7 @@ def run(
         "model": model,
         "bands": None if bands is None else _band_numbers(bands),
         "overlap": overlap,
+        "views": views,
         "device": device,
         "precision": precision,
         "batch": batch,

@@ -41,6 +41,7 @@ class RunConfig(Strict):
     model: str = Field("pspnet-r18-dubai", description="name of a shipped model, or a bundle's folder")
     bands: tuple[int, ...] | None = Field(None, description="band numbers from 1, in the order of the model's bands")
     overlap: Fraction = Field(0.25, description="part of a chip's side that neighbouring chips share")
+    views: Literal[1, 2, 4, 8] = Field(1, description="symmetries of a chip that its answer is averaged over")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
     batch: int | None = Field(None, ge=1, description="chips per forward pass; by default by device")

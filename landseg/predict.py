@@ -10,6 +10,7 @@ from landseg.errors import BundleError, MemoryLimitError, ResourceError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
+Views = Literal[1, 2, 4, 8]
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def choose_precision(name: Precision, device: torch.device) -> torch.dtype:
 class Predictor:
     """A network made ready for a device; call it with batches.
 
+    Law: with 8 views, whatever symmetry of the square the chips are put through, the answer goes through as well.
+
     Parameters
     ----------
     network
@@ -55,6 +58,9 @@ class Predictor:
         What it computes in, ``torch.float32`` or ``torch.bfloat16``.
     temperature
         What logits are divided by, above 0. A chip's labels do not depend on it, its probabilities do.
+    views
+        Over how many of the square's symmetries the probabilities are averaged: as it is; mirrored; upside down and
+        both; and all of these transposed. Imagery from above has no up and down. The work grows as much.
     """
 
     def __init__(
@@ -64,11 +70,13 @@ class Predictor:
         dtype: torch.dtype = torch.float32,
         *,
         temperature: float = 1.0,
+        views: Views = 1,
     ) -> None:
         self.network = network.eval().to(device).to(memory_format=torch.channels_last)
         self.device = device
         self.dtype = dtype
         self.temperature = temperature
+        self.views = views
         self._limit: int | None = None
 
     @torch.inference_mode()
@@ -105,14 +113,20 @@ class Predictor:
 
     def _forward(self, pixels: Tensor) -> Tensor:
         x = pixels.to(self.device, memory_format=torch.channels_last, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.network(x)
-        probabilities = torch.softmax(logits.float() / self.temperature, dim=1)
+        probabilities = self._probabilities(x)
+        for view in range(1, self.views):
+            probabilities += _turn_back(self._probabilities(_turn(x, view)), view)
+        probabilities /= self.views
         if not torch.isfinite(probabilities).all():
             raise BundleError(
                 "the network's answer is not a number", "its weights are damaged, or bf16 is too coarse for them"
             )
         return probabilities
+
+    def _probabilities(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            logits = self.network(x)
+        return torch.softmax(logits.float() / self.temperature, dim=1)
 
     def _back_off(self, failed: int) -> None:
         if failed == 1:
@@ -124,6 +138,18 @@ class Predictor:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         log.warning("memory on %s does not suffice for %d chips; going on with %d", self.device, failed, self._limit)
+
+
+def _turn(x: Tensor, view: int) -> Tensor:
+    """Show (N, C, S, S) as one of 8 views: bits 0 and 1 mirror columns and rows, bit 2 then exchanges the two."""
+    x = x.flip([axis for bit, axis in ((1, -1), (2, -2)) if view & bit])
+    return (x.mT if view & 4 else x).contiguous(memory_format=torch.channels_last)
+
+
+def _turn_back(x: Tensor, view: int) -> Tensor:
+    """Undo `_turn`."""
+    x = x.mT if view & 4 else x
+    return x.flip([axis for bit, axis in ((1, -1), (2, -2)) if view & bit])
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

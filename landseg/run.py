@@ -390,8 +390,8 @@ def _write_labels(
 
 
 def _predictor(plan: Plan) -> Predictor:
-    temperature = plan.bundle.card.temperature
-    return Predictor(plan.bundle.load_network(), plan.device, plan.dtype, temperature=temperature)
+    network, temperature = plan.bundle.load_network(), plan.bundle.card.temperature
+    return Predictor(network, plan.device, plan.dtype, temperature=temperature, views=plan.config.views)
 
 
 def predict_chips(

@@ -45,6 +45,44 @@ def test_probabilities_are_the_softmax_of_the_logits() -> None:
     assert torch.allclose(probabilities.sum(1), torch.ones(3, 4, 4))
 
 
+class Lopsided(nn.Module):
+    """A network that knows up from down and left from right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.convolution(x)
+        return y
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_eight_views_turn_with_the_chip(symmetry: int) -> None:
+    def turned(x: Tensor) -> Tensor:
+        return (x.flip(-1) if symmetry > 3 else x).rot90(symmetry, (-2, -1))
+
+    x = torch.randn(2, 2, 6, 6)
+    predictor, plain = Predictor(Lopsided(), CPU, views=8), Predictor(Lopsided(), CPU)
+
+    assert torch.allclose(predictor(turned(x)), turned(predictor(x)), atol=1e-6)
+    assert symmetry == 0 or not torch.allclose(plain(turned(x)), turned(plain(x)), atol=1e-3)
+
+
+def test_views_are_averaged() -> None:
+    x = torch.randn(2, 2, 6, 6)
+    predictor = Predictor(Lopsided(), CPU)
+
+    mirrored = predictor(x.flip(-1)).flip(-1)
+    upside_down = predictor(x.flip(-2)).flip(-2)
+    both = predictor(x.flip(-2, -1)).flip(-2, -1)
+
+    two, four = (predictor(x) + mirrored) / 2, (predictor(x) + mirrored + upside_down + both) / 4
+    assert torch.allclose(Predictor(Lopsided(), CPU, views=2)(x), two, atol=1e-6)
+    assert torch.allclose(Predictor(Lopsided(), CPU, views=4)(x), four, atol=1e-6)
+
+
 def test_a_temperature_divides_the_logits_and_keeps_the_labels() -> None:
     x = torch.randn(3, 1, 4, 4)
     plain, cooled = Predictor(Doubling(), CPU)(x), Predictor(Doubling(), CPU, temperature=2.5)(x)
