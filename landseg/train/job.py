@@ -137,7 +137,7 @@ def _answers(training: Training, sites: Sites, batch: int) -> Iterator[tuple[dic
     """Give batches of samples with the trained network's logits."""
     training.eval()
     for samples in read_chips(sites, batch=batch, workers=0, seed=0):
-        yield samples, training.network(training.normalise(samples["image"]))
+        yield samples, training.network(training.normalise(samples["image"].to(training.device))).cpu()
 
 
 def _temperature(training: Training, validation: Sites, batch: int) -> float:
