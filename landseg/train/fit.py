@@ -272,6 +272,9 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
+    if last.exists() and _steps_done(last) >= training.schedule.steps:
+        # Lightning would give the last step's weights, whether or not it is their average that was asked for.
+        return _restored(training, checkpoints / "best.ckpt" if conduct.patience is not None else last)
     best = ModelCheckpoint(
         checkpoints,
         "best",
@@ -323,6 +326,14 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     if not trainer.is_global_zero:
         # The first process alone writes what comes of it.
         sys.exit()
-    if best.best_model_path:
-        training.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    return _restored(training, Path(best.best_model_path)) if best.best_model_path else training.network
+
+
+def _steps_done(checkpoint: Path) -> int:
+    return int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
+
+
+def _restored(training: Training, checkpoint: Path) -> PSPNet:
+    """Give the network the weights of a checkpoint, averaged ones if the training averages."""
+    training.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"])
     return training.network

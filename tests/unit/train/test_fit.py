@@ -196,6 +196,9 @@ def test_the_average_of_the_weights_is_what_is_kept(corner: Pair, tmp_path: Path
     for name, tensor in kept.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor.double(), average[name], rtol=1e-5, atol=1e-7)
+    # And so it is when a training that has ended is called again.
+    again = run(corner, tmp_path, fresh(), conduct=Conduct(ema_decay=0.9, quiet=True))
+    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
 
 
 def test_a_validated_and_averaged_training_resumes_to_the_same_weights(corner: Pair, tmp_path: Path) -> None:
@@ -238,7 +241,9 @@ def test_training_ends_early_with_the_best_weights(corner: Pair, tmp_path: Path)
 
     kept = run(corner, tmp_path, training, conduct=Conduct(patience=1, quiet=True), validate=True)
 
-    assert len(training.seen) == 2 * EPOCH
+    assert len(training.seen) == 2 * EPOCH == STEPS
+    again = run(corner, tmp_path, fresh(), conduct=Conduct(patience=1, quiet=True), validate=True)
+    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
     assert all(torch.equal(tensor, training.after[EPOCH - 1][name]) for name, tensor in kept.items())
 
 
