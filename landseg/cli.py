@@ -6,7 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -52,7 +52,10 @@ def options(
 @app.command()
 def run(
     scene: Annotated[str, typer.Argument(help="raster to map: a path, or a URL (https://, s3://)")],
-    out: Annotated[Path, typer.Option(help="GeoPackage to write; .tif and .json stand beside it")],
+    out: Annotated[
+        Path,
+        typer.Option(help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp; .tif and .json beside"),
+    ],
     model: Model = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")] = None,
     bands: Annotated[str | None, typer.Option(help="band numbers in the model's order, such as 3,2,1")] = None,
@@ -68,6 +71,10 @@ def run(
     ] = None,
     force_gsd: Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")] = None,
     assume_crs: Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")] = None,
+    min_area: Annotated[
+        str | None, typer.Option(help="merge smaller polygons: 50m2, or 1ha,building=0.25ha; keep all")
+    ] = None,
+    simplify: Annotated[str | None, typer.Option(help="straighten outlines by at most so much: 1.5m; not")] = None,
     picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace existing outputs")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
@@ -90,6 +97,8 @@ def run(
         "nodata_policy": nodata_policy,
         "force_gsd": force_gsd,
         "assume_crs": assume_crs,
+        **_min_areas(min_area),
+        "simplify": simplify,
         "picture": picture,
         "overwrite": overwrite,
     }
@@ -110,6 +119,20 @@ def run(
         terminal.print_areas(result.areas)
         for path in result.outputs.all:
             typer.echo(path)
+
+
+def _min_areas(text: str | None) -> dict[str, Any]:
+    """Split ``1ha,building=0.25ha`` into the minimum of all classes and those of some."""
+    if text is None:
+        return {}
+    general, of_class = None, {}
+    for part in text.split(","):
+        name, equals, area = part.rpartition("=")
+        if equals:
+            of_class[name.strip()] = area
+        else:
+            general = area
+    return {"min_area": general, "min_area_of_class": of_class or None}
 
 
 def _band_numbers(text: str) -> tuple[int, ...]:

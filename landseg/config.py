@@ -5,6 +5,8 @@ its line and column, and the nearest known key.
 """
 
 import difflib
+import re
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -13,6 +15,7 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictInt,
@@ -23,6 +26,31 @@ from pydantic import (
 
 from landseg.errors import ConfigError
 from landseg.legend import LandClass, Legend
+
+_MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
+_SQUARE_METRES = {"": 1.0, "m2": 1.0, "m²": 1.0, "a": 100.0, "ha": 1e4, "km2": 1e6, "km²": 1e6}
+_METRES = {"": 1.0, "m": 1.0, "cm": 0.01, "km": 1000.0}
+
+
+def _measured(units: Mapping[str, float]) -> BeforeValidator:
+    """Read a number with one of some units."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = _MEASURE.fullmatch(value)
+        if found is None or found[2].lower() not in units:
+            raise ValueError(f"give a number and a unit: {', '.join(unit for unit in units if unit)}")
+        return float(found[1]) * units[found[2].lower()]
+
+    return BeforeValidator(read)
+
+
+Area = Annotated[float, _measured(_SQUARE_METRES), Field(ge=0)]
+"""Square metres, or text such as 50m2 or 0.25ha."""
+
+Length = Annotated[float, _measured(_METRES), Field(ge=0)]
+"""Metres, or text such as 1.5m."""
 
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
 LabelValue = StrictInt | StrictStr
@@ -51,6 +79,9 @@ class RunConfig(Strict):
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
     assume_crs: str | None = Field(None, description="coordinate reference system of a scene that names none")
     overwrite: bool = Field(False, description="replace existing outputs")
+    min_area: Area = Field(0.0, description="smaller polygons join the neighbour with the longest common border")
+    min_area_of_class: dict[str, Area] = Field({}, description="other minima, by class name")
+    simplify: Length = Field(0.0, description="how far outlines may be from the pixels' corners")
     picture: bool = Field(False, description="write a picture of the map too")
 
 

@@ -6,8 +6,10 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -24,16 +26,17 @@ from landseg.chips import Batch, Normalisation, read_batches
 from landseg.config import RunConfig
 from landseg.errors import SceneError, UsageError
 from landseg.grid import Grid, Tiling
-from landseg.legend import NODATA
+from landseg.legend import NODATA, Legend
 from landseg.model.bundle import Bundle, read_bundle
 from landseg.mosaic import Mosaic, Rows
-from landseg.outputs import ClassArea, class_areas
+from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
-from landseg.outputs.vector import write_geopackage
+from landseg.outputs.vector import companions, driver_of, write_layer
 from landseg.polygons import polygonize
+from landseg.polygons.merge import Merging
 from landseg.predict import Predictor, choose_device, choose_precision
 from landseg.scene import (
     GDAL_OPTIONS,
@@ -47,6 +50,8 @@ from landseg.scene import (
     value_ranges,
 )
 from landseg.scene import working_grid as choose_grid
+
+log = logging.getLogger(__name__)
 
 PICTURE_PX = 1600
 """Longest side of the map that the picture is drawn from."""
@@ -62,7 +67,7 @@ class OutputPaths:
     Parameters
     ----------
     polygons
-        GeoPackage.
+        The layer, in the format of its suffix: see `landseg.outputs.vector.DRIVERS`.
     raster
         Cloud-optimised GeoTIFF; its sidecar is ``<raster>.aux.xml``.
     manifest
@@ -95,7 +100,7 @@ class OutputPaths:
     def all(self) -> tuple[Path, ...]:
         """Every product, in the order of their appearance: the manifest, which vouches for the others, last."""
         picture = () if self.picture is None else (self.picture,)
-        return (self.sidecar, self.raster, *picture, self.polygons, self.manifest)
+        return (self.sidecar, self.raster, *picture, *companions(self.polygons), self.polygons, self.manifest)
 
 
 @dataclass(frozen=True)
@@ -264,10 +269,16 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     ResourceError
         If the device asked for is not there.
     """
-    if out.suffix.lower() != ".gpkg":
-        raise UsageError(f"--out {out} does not end in .gpkg", "landseg writes polygons as GeoPackage")
+    if driver_of(out) == "ESRI Shapefile":
+        log.warning("Shapefiles cut names to ten characters and end at 2 GB; a GeoPackage has no such limits")
     bundle = read_bundle(config.model)
     card = bundle.card
+    unknown = sorted(config.min_area_of_class.keys() - set(card.legend.names))
+    if unknown:
+        raise UsageError(
+            f"a minimum area is given for '{unknown[0]}', which the model does not map",
+            f"its classes: {', '.join(card.legend.names)}",
+        )
     info = describe_scene(scene, config.assume_crs)
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
@@ -337,10 +348,16 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         raster = drafts.path(outputs.raster)
         draft.publish(raster)
         on_progress(Progress("polygons"))
-        polygons = polygonize(raster, plan.grid)
-        areas = class_areas(polygons, legend)
+        polygons = polygonize(
+            raster,
+            plan.grid,
+            work=drafts.folder,
+            merging=_merging(plan.config, legend),
+            tolerance=plan.config.simplify / plan.grid.crs.linear_units_factor[1],
+        )
+        with closing(polygons):
+            areas = write_layer(drafts.path(outputs.polygons), polygons, legend, plan.grid.crs)
         on_progress(Progress("outputs"))
-        write_geopackage(drafts.path(outputs.polygons), polygons, legend, plan.grid.crs, areas)
         if outputs.picture is not None:
             _draw(plan, raster, drafts.path(outputs.picture), areas, ranges)
         products = {"polygons": outputs.polygons, "raster": outputs.raster, "raster-classes": outputs.sidecar}
@@ -358,6 +375,12 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         )
         drafts.publish(outputs.all)
     return Result(outputs, areas, manifest)
+
+
+def _merging(config: RunConfig, legend: Legend) -> Merging:
+    """Say which faces are too small."""
+    ids = {c.name: c.class_id for c in legend}
+    return Merging(config.min_area, {ids[name]: area_m2 for name, area_m2 in config.min_area_of_class.items()})
 
 
 def map_labels(plan: Plan, folder: Path, on_progress: ProgressCallback = lambda _: None) -> Path:

@@ -1,5 +1,6 @@
 """Files that people open: rasters, polygons, styles and pictures of a map, and the figures that they share."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,23 +35,43 @@ class ClassArea:
     confidence: float | None
 
 
-def class_areas(polygons: Polygons, legend: Legend) -> tuple[ClassArea, ...]:
-    """Sum up a map by class, in legend order; classes that don't occur have an area of 0.
+class AreaCount:
+    """Sums up a map by class as its polygons pass by.
 
-    Law: the areas add up to ``polygons.area_m2.sum()`` and, unless the map is empty, the shares to 1.
+    Law: the areas add up to those of all polygons and, unless the map is empty, the shares to 1.
+
+    Parameters
+    ----------
+    legend
+        The classes of the map.
     """
-    counts = np.bincount(polygons.class_id, minlength=256)
-    areas = np.bincount(polygons.class_id, polygons.area_m2, minlength=256)
-    weighted = np.bincount(polygons.class_id, polygons.area_m2 * polygons.confidence, minlength=256)
-    total = float(areas.sum())
-    return tuple(
-        ClassArea(
-            class_id=c.class_id,
-            class_name=c.name,
-            area_m2=float(areas[c.class_id]),
-            share=float(areas[c.class_id]) / total if total else 0.0,
-            polygons=int(counts[c.class_id]),
-            confidence=float(weighted[c.class_id] / areas[c.class_id]) if counts[c.class_id] else None,
+
+    def __init__(self, legend: Legend) -> None:
+        self.legend = legend
+        # Of each class id: polygons, area in m2, and area times confidence.
+        self._sums = np.zeros((3, 256))
+
+    def passing(self, batches: Iterable[Polygons]) -> Iterator[Polygons]:
+        """Give the same batches, each counted when it is asked for."""
+        for polygons in batches:
+            for sums, weights in zip(
+                self._sums, (None, polygons.area_m2, polygons.area_m2 * polygons.confidence), strict=True
+            ):
+                sums += np.bincount(polygons.class_id, weights, minlength=256)
+            yield polygons
+
+    def areas(self) -> tuple[ClassArea, ...]:
+        """Give what has passed, in legend order; classes that don't occur have an area of 0."""
+        count, area, weighted = self._sums
+        total = float(area.sum())
+        return tuple(
+            ClassArea(
+                class_id=c.class_id,
+                class_name=c.name,
+                area_m2=float(area[c.class_id]),
+                share=float(area[c.class_id]) / total if total else 0.0,
+                polygons=int(count[c.class_id]),
+                confidence=float(weighted[c.class_id] / area[c.class_id]) if count[c.class_id] else None,
+            )
+            for c in self.legend
         )
-        for c in legend
-    )

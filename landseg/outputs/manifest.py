@@ -22,6 +22,11 @@ PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".gpkg": pystac.MediaType.GEOPACKAGE,
+    ".parquet": pystac.MediaType.PARQUET,
+    ".fgb": pystac.MediaType.FLATGEOBUF,
+    ".geojson": pystac.MediaType.GEOJSON,
+    ".geojsonl": "application/geo+json-seq",
+    ".shp": "application/vnd.shp",
     ".tif": pystac.MediaType.COG,
     ".xml": pystac.MediaType.XML,
     ".png": pystac.MediaType.PNG,

@@ -1,108 +1,177 @@
-"""The map as a GeoPackage that opens in QGIS already coloured."""
+"""The map as a layer of polygons, written as they come, in the format that the file's suffix asks for."""
 
 import sqlite3
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-import geopandas
-import pandas as pd
+import numpy as np
+import pyarrow as pa
 import pyogrio
+import shapely
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from rasterio.crs import CRS
 
-from landseg.errors import DiskError
+from landseg.errors import DiskError, UsageError
 from landseg.legend import Legend
-from landseg.outputs import ClassArea
-from landseg.outputs.style import qml, sld
+from landseg.outputs import AreaCount, ClassArea
+from landseg.outputs.geopackage import write_class_areas, write_default_style
+from landseg.outputs.geoparquet import write_geoparquet
 from landseg.polygons import Polygons
 
 LAYER = "landuse"
 GEOMETRY_COLUMN = "geom"
 
-# As QGIS creates it (QgsOgrProviderMetadata::saveStyle); it finds styles by the names of these columns.
-_CREATE_LAYER_STYLES = """
-CREATE TABLE layer_styles (
-    id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
-    f_table_catalog TEXT(256),
-    f_table_schema TEXT(256),
-    f_table_name TEXT(256),
-    f_geometry_column TEXT(256),
-    styleName TEXT(30),
-    styleQML TEXT,
-    styleSLD TEXT,
-    useAsDefault BOOLEAN,
-    description TEXT,
-    owner TEXT(30),
-    ui TEXT(30),
-    update_time DATETIME DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
-)"""
+DRIVERS = {
+    ".gpkg": "GPKG",
+    ".fgb": "FlatGeobuf",
+    ".parquet": "GeoParquet",
+    ".geojson": "GeoJSON",
+    ".geojsonl": "GeoJSONSeq",
+    ".shp": "ESRI Shapefile",
+}
+"""Suffix -> format, by GDAL's name where GDAL writes it."""
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "GPKG": {
+        # Later versions of the format bring nothing that is needed here, and the GDAL of QGIS 3.22 warns of them.
+        "dataset_options": {"VERSION": "1.2"},
+        "layer_options": {"GEOMETRY_NAME": GEOMETRY_COLUMN, "SPATIAL_INDEX": "YES"},
+    },
+    "FlatGeobuf": {"layer_options": {"SPATIAL_INDEX": "YES"}},
+    # RFC 7946: longitudes and latitudes on WGS 84, counter-clockwise.
+    "GeoJSON": {"layer_options": {"RFC7946": "YES"}},
+    "GeoJSONSeq": {},
+    "ESRI Shapefile": {"layer_options": {"ENCODING": "UTF-8"}},
+}
+
+FIELDS = [
+    pa.field("class_id", pa.int32()),
+    pa.field("class_name", pa.string()),
+    pa.field("area_m2", pa.float64()),
+    pa.field("confidence", pa.float64()),
+    pa.field("perimeter_m", pa.float64()),
+]
 
 
-def write_geopackage(path: Path, polygons: Polygons, legend: Legend, crs: CRS, areas: Sequence[ClassArea]) -> None:
-    """Write layer ``landuse``, table ``class_areas`` and the style that QGIS applies by itself.
+SHAPEFILE_NAMES = {"perimeter_m": "perim_m"}
+"""Names of at most ten characters for those that have more."""
+
+
+def driver_of(path: Path) -> str:
+    """Name the format that a file's suffix asks for.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    """
+    driver = DRIVERS.get(path.suffix.lower())
+    if driver is None:
+        raise UsageError(f"{path.name} has no suffix of a known format", f"known are {', '.join(DRIVERS)}")
+    return driver
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """Name the files that a layer consists of besides the main one."""
+    if driver_of(path) != "ESRI Shapefile":
+        return ()
+    return tuple(path.with_suffix(suffix) for suffix in (".shx", ".dbf", ".prj", ".cpg"))
+
+
+def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CRS) -> tuple[ClassArea, ...]:
+    """Write the layer ``landuse``, and sum up the classes as it passes by.
+
+    A GeoPackage gets a table ``class_areas`` and the style that QGIS applies by itself, too.
 
     Parameters
     ----------
     path
-        A draft that ends in ``.gpkg`` and does not exist yet; the caller renames it when it is complete.
-    polygons
-        In ``crs``.
+        A draft that does not exist yet; the caller renames it when it is complete.
+    batches
+        Polygons in ``crs``.
     legend
         Names and colours of the classes.
     crs
         Coordinate reference system of the polygons.
-    areas
-        Rows of ``class_areas``.
 
     Raises
     ------
+    UsageError
+        If the suffix is of no known format.
     DiskError
         If the disk is full or the folder can't be written to.
     """
+    driver = driver_of(path)
+    count = AreaCount(legend)
+    stream = _Stream(count.passing(batches), legend, SHAPEFILE_NAMES if driver == "ESRI Shapefile" else {})
     try:
-        _write_layer(path, polygons, legend, crs)
-        pyogrio.write_dataframe(pd.DataFrame([asdict(a) for a in areas]), path, layer="class_areas", driver="GPKG")
-        _write_style(path, legend)
+        if driver == "GeoParquet":
+            write_geoparquet(path, stream.schema, stream, crs)
+        else:
+            _write_by_gdal(path, driver, stream, crs)
+        areas = count.areas()
+        if driver == "GPKG":
+            write_class_areas(path, areas)
+            write_default_style(path, legend, LAYER, GEOMETRY_COLUMN)
     except (OSError, DataSourceError, DataLayerError, FeatureError, sqlite3.OperationalError) as error:
         raise DiskError(f"can't write {path}: {error}", "free some disk space, or write to another folder") from error
+    return areas
 
 
-def _write_layer(path: Path, polygons: Polygons, legend: Legend, crs: CRS) -> None:
-    layer = geopandas.GeoDataFrame(
-        {
-            "class_id": polygons.class_id.astype("int32"),
-            "class_name": pd.Series(polygons.class_id).map({c.class_id: c.name for c in legend}).astype(object),
-            "area_m2": polygons.area_m2,
+class _Stream:
+    """Batches of polygons as Arrow's record batches, geometries in well-known binary.
+
+    Arrow's readers turn whatever a source of theirs raises into an error of their own; what was raised first is kept.
+    """
+
+    def __init__(self, batches: Iterable[Polygons], legend: Legend, names: Mapping[str, str]) -> None:
+        self.batches = batches
+        self.names = np.full(256, None, dtype=object)
+        self.names[list(legend.class_ids)] = legend.names
+        self.raised: BaseException | None = None
+        geometry = pa.field("geometry", pa.binary(), metadata={"ARROW:extension:name": "ogc.wkb"})
+        fields = [field.with_name(names.get(field.name, field.name)) for field in FIELDS]
+        self.schema = pa.schema([*fields, geometry])
+
+    def __iter__(self) -> Iterator[pa.RecordBatch]:
+        try:
+            for polygons in self.batches:
+                yield self._record_batch(polygons)
+        except BaseException as error:
+            self.raised = error
+            raise
+
+    def _record_batch(self, polygons: Polygons) -> pa.RecordBatch:
+        columns = [
+            polygons.class_id.astype(np.int32),
+            self.names[polygons.class_id],
+            polygons.area_m2,
             # Pixels hold whole percents: more digits would only be float32's noise.
-            "confidence": polygons.confidence.astype("float64").round(2),
-            "perimeter_m": polygons.perimeter_m,
-        },
-        geometry=polygons.geometry,
-        crs=crs.to_wkt(),
-    )
-    pyogrio.write_dataframe(
-        layer,
-        path,
-        layer=LAYER,
-        driver="GPKG",
-        geometry_type="Polygon",
-        # Later versions of the format bring nothing that is needed here, and the GDAL of QGIS 3.22 warns of them.
-        dataset_options={"VERSION": "1.2"},
-        layer_options={"GEOMETRY_NAME": GEOMETRY_COLUMN, "SPATIAL_INDEX": "YES"},
-    )
+            polygons.confidence.astype(np.float64).round(2),
+            polygons.perimeter_m,
+            shapely.to_wkb(polygons.geometry),
+        ]
+        arrays = [
+            pa.array(column, field.type, from_pandas=True) for column, field in zip(columns, self.schema, strict=True)
+        ]
+        return pa.record_batch(arrays, schema=self.schema)
 
 
-def _write_style(path: Path, legend: Legend) -> None:
-    with closing(sqlite3.connect(path)) as database, database:
-        database.execute(_CREATE_LAYER_STYLES)
-        database.execute(
-            "INSERT INTO gpkg_contents (table_name, data_type, identifier) VALUES (?, 'attributes', ?)",
-            ("layer_styles", "layer_styles"),
+def _write_by_gdal(path: Path, driver: str, stream: _Stream, crs: CRS) -> None:
+    reader = pa.RecordBatchReader.from_batches(stream.schema, stream)
+    try:
+        pyogrio.write_arrow(
+            reader,
+            path,
+            layer=LAYER,
+            driver=driver,
+            geometry_name="geometry",
+            geometry_type="Polygon",
+            crs=crs.to_wkt(),
+            **_OPTIONS[driver],
         )
-        database.execute(
-            "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName,"
-            " styleQML, styleSLD, useAsDefault, description, owner) VALUES ('', '', ?, ?, ?, ?, ?, 1, ?, '')",
-            (LAYER, GEOMETRY_COLUMN, "Land use", qml(legend), sld(legend), "Land-use classes, by landseg"),
-        )
+    except Exception as error:
+        if stream.raised is not None:
+            raise stream.raised from error
+        raise

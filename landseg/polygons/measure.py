@@ -1,60 +1,113 @@
-"""What is measured of polygons: area and perimeter on the ellipsoid, and the mean confidence of their pixels."""
+"""What is measured of polygons: area and perimeter on the ellipsoid."""
 
-from pathlib import Path
+import math
 
 import numpy as np
 import pyproj
-import rasterio
-import shapely
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.windows import Window
+
+from landseg.grid import Grid
+from landseg.polygons.assemble import Rings
+from landseg.polygons.compiled import kernel
 
 STEP_M = 100.0
 """Distance over which the projection is differentiated: rounding and curvature are both far below 1e-6 there."""
 
-POLYGONS_AT_ONCE = 2**16
-PIXELS_AT_ONCE = 2**22
+SPACING_M = 4000.0
+"""Between points at which it is differentiated: what lies between them is interpolated to better than 1e-7."""
+
+MOST_POINTS = 256
+"""Along a side of the scene."""
 
 
-def measure_on_ellipsoid(geometry: NDArray[np.object_], crs: CRS) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Measure polygons on the ellipsoid of their CRS.
+def metres_per_pixel(grid: Grid) -> NDArray[np.float64]:
+    """Differentiate (east, north) in metres on the ellipsoid by (col, row), on a lattice over the whole grid.
 
-    Planar measures are corrected by the projection's derivative at each polygon's centroid. That holds for any
-    projection, conformal or not. What it leaves out grows with the square of a polygon's extent: below 1e-4 for
-    polygons of 100 km in UTM.
+    Returns
+    -------
+    (n, m, 2, 2) float64, at least 2 x 2 points that are evenly spaced from the grid's first to its last corners.
+    """
+    a, b, c, d, e, f = grid.transform[:6]
+    unit = pyproj.CRS.from_wkt(grid.crs.to_wkt()).axis_info[0].unit_conversion_factor
+    sides_m = grid.shape[0] * math.hypot(b, e) * unit, grid.shape[1] * math.hypot(a, d) * unit
+    points = [min(2 + math.ceil(side / SPACING_M), MOST_POINTS) for side in sides_m]
+    rows, cols = (np.linspace(0, n, count) for n, count in zip(grid.shape, points, strict=True))
+    x, y = a * cols + b * rows[:, None] + c, d * cols + e * rows[:, None] + f
+    metres = _metres_per_unit(np.stack((x, y), axis=-1).reshape(-1, 2), grid.crs)
+    lattice: NDArray[np.float64] = (metres @ np.array([[a, b], [d, e]])).reshape(*points, 2, 2)
+    return lattice
+
+
+@kernel
+def measure_rings(
+    rings: Rings, metres: NDArray[np.float64], rows: int, cols: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Measure faces on the ellipsoid of their CRS.
+
+    Planar measures are corrected by the projection's derivative at each face's centroid. That holds for any
+    projection, conformal or not. What it leaves out grows with the square of a face's extent: below 1e-4 for
+    faces of 100 km in UTM.
 
     Parameters
     ----------
-    geometry
-        (N,) Polygons in CRS units.
-    crs
-        Projected, in any unit; in an engineering CRS, which has no ellipsoid, measures are planar.
+    rings
+        N faces.
+    metres
+        From `metres_per_pixel`.
+    rows, cols
+        Shape of the grid.
 
     Returns
     -------
     area_m2, perimeter_m
-        (N,) float64.
+        (N,) float64; the latter is of outer and inner rings together.
     """
-    metres = _metres_per_unit(shapely.get_coordinates(shapely.centroid(geometry)), crs)
-    area_m2 = shapely.area(geometry) * np.abs(np.linalg.det(metres))
-    perimeter_m = np.empty(len(geometry))
-    for start in range(0, len(geometry), POLYGONS_AT_ONCE):
-        part = slice(start, start + POLYGONS_AT_ONCE)
-        perimeter_m[part] = _perimeters(geometry[part], metres[part])
+    count = len(rings.faces)
+    area_m2, perimeter_m = np.empty(count), np.empty(count)
+    for face in range(count):
+        record = rings.words[rings.offsets[face] : rings.offsets[face + 1]]
+        parts = record[0]
+        # Sums are taken about the face's first point, where they keep their digits.
+        x0, y0 = float(record[1 + parts]), float(record[2 + parts])
+        twice_area, moment_x, moment_y = 0.0, 0.0, 0.0
+        at = 1 + parts
+        for part in range(parts):
+            for _ in range(record[1 + part] - 1):
+                x, y = record[at] - x0, record[at + 1] - y0
+                next_x, next_y = record[at + 2] - x0, record[at + 3] - y0
+                cross = next_x * y - x * next_y
+                twice_area += cross
+                moment_x += cross * (x + next_x)
+                moment_y += cross * (y + next_y)
+                at += 2
+            at += 2
+        col, row = (x0 + moment_x / (3 * twice_area)) / 2, (y0 + moment_y / (3 * twice_area)) / 2
+        xx, xy, yx, yy = _interpolate(metres, row / rows, col / cols)
+        area_m2[face] = twice_area / 8 * abs(xx * yy - xy * yx)
+
+        length = 0.0
+        at = 1 + parts
+        for part in range(parts):
+            for _ in range(record[1 + part] - 1):
+                x, y = (record[at + 2] - record[at]) / 2, (record[at + 3] - record[at + 1]) / 2
+                length += math.sqrt((xx * x + xy * y) ** 2 + (yx * x + yy * y) ** 2)
+                at += 2
+            at += 2
+        perimeter_m[face] = length
     return area_m2, perimeter_m
 
 
-def _perimeters(geometry: NDArray[np.object_], metres: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Sum the lengths of the sides of polygons, each by its own (N, 2, 2) metres per CRS unit."""
-    rings, polygon_of_ring = shapely.get_rings(geometry, return_index=True)
-    xy, ring = shapely.get_coordinates(rings, return_index=True)
-    is_side = ring[1:] == ring[:-1]
-    polygon = polygon_of_ring[ring[1:][is_side]]
-    sides = np.einsum("nij,nj->ni", metres[polygon], np.diff(xy, axis=0)[is_side])
-    perimeters = np.zeros(len(geometry))
-    np.add.at(perimeters, polygon, np.hypot(*sides.T))
-    return perimeters
+@kernel
+def _interpolate(metres: NDArray[np.float64], down: float, across: float) -> tuple[float, float, float, float]:
+    """Give the derivative at a place, 0-1 of the grid's height and width."""
+    height, width = metres.shape[0] - 1, metres.shape[1] - 1
+    row, col = min(max(int(down * height), 0), height - 1), min(max(int(across * width), 0), width - 1)
+    v, u = down * height - row, across * width - col
+    near = metres[row, col] * (1 - u) + metres[row, col + 1] * u
+    far = metres[row + 1, col] * (1 - u) + metres[row + 1, col + 1] * u
+    found = near * (1 - v) + far * v
+    return found[0, 0], found[0, 1], found[1, 0], found[1, 1]
 
 
 def _metres_per_unit(xy: NDArray[np.float64], crs: CRS) -> NDArray[np.float64]:
@@ -88,50 +141,3 @@ def _metres_per_unit(xy: NDArray[np.float64], crs: CRS) -> NDArray[np.float64]:
         north *= ellipsoid.a * (1 - ellipsoid.es) / flattened**1.5
     metres = np.stack((east, north), axis=1) / (2 * step)
     return np.where(np.isfinite(metres).all(axis=(1, 2), keepdims=True), metres, planar)
-
-
-def mean_confidence(raster: Path, faces: NDArray[np.object_]) -> NDArray[np.float32]:
-    """Average band 2 over each face's pixels, reading the raster once, strip by strip.
-
-    By Green's theorem no pixel needs to know its face. With ``S(x, y)`` the sum over all pixels above and left of a
-    corner, a face's sum is that of ``S(x, end) - S(x, start)`` over its vertical sides. All sums are of integers, so
-    the result does not depend on the strips.
-
-    Parameters
-    ----------
-    raster
-        GeoTIFF whose band 2 is the confidence, uint8 percent.
-    faces
-        (N,) valid Polygons in pixel coordinates, inner rings opposed to outer ones.
-
-    Returns
-    -------
-    (N,) float32, 0-100.
-    """
-    rings, face_of_ring = shapely.get_rings(faces, return_index=True)
-    corners, ring = shapely.get_coordinates(rings, return_index=True)
-    col, row = corners.astype(np.int64).T
-    vertical = (ring[1:] == ring[:-1]) & (col[1:] == col[:-1])
-    sign = np.zeros(len(col), np.int64)
-    sign[1:] += vertical
-    sign[:-1] -= vertical
-    by_row = np.argsort(row, kind="stable")
-
-    sums = np.zeros(len(faces), np.int64)
-    with rasterio.open(raster) as dataset:
-        height, width = dataset.shape
-        strip_rows = max(1, PIXELS_AT_ONCE // width)
-        column_sums = np.zeros(width, np.int64)
-        for start in range(0, height, strip_rows):
-            stop = min(start + strip_rows, height)
-            pixels = dataset.read(2, window=Window(0, start, width, stop - start))
-            corner_sums = np.zeros((stop - start, width + 1), np.int64)
-            corner_sums[:, 1:] = np.cumsum(pixels, axis=0, dtype=np.int64) + column_sums
-            column_sums = corner_sums[-1, 1:].copy()
-            np.cumsum(corner_sums, axis=1, out=corner_sums)
-            # Corners on the strip's upper edge belong to the strip above; above the first one all sums are 0.
-            first, last = np.searchsorted(row, (start, stop), side="right", sorter=by_row)
-            here = by_row[first:last]
-            np.add.at(sums, face_of_ring[ring[here]], sign[here] * corner_sums[row[here] - start - 1, col[here]])
-    means: NDArray[np.float32] = np.abs(sums / shapely.area(faces)).astype(np.float32)
-    return means

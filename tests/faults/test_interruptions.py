@@ -31,7 +31,7 @@ def out(tmp_path: Path) -> Path:
     return folder / "map.gpkg"
 
 
-STEPS = ["_map", "polygonize", "class_areas", "write_geopackage", "draw_picture", "write_manifest"]
+STEPS = ["_map", "polygonize", "write_layer", "draw_picture", "write_manifest"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

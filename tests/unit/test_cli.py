@@ -38,7 +38,7 @@ def imported_by(*arguments: str) -> set[str]:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    assert not imported_by("--help") & {"torch", "rasterio", "geopandas", "numpy", "pydantic", "matplotlib"}
+    assert not imported_by("--help") & {"torch", "numba", "rasterio", "geopandas", "numpy", "pydantic", "matplotlib"}
 
 
 def test_mapping_imports_nothing_of_training(

@@ -305,3 +305,21 @@ def test_training_preset_loads() -> None:
     assert set(config.data.label_values or {}) == {0, 1, 2, 3, 4}
     assert not set(config.data.training) & set(config.data.held_out)
     assert config.chip_px % 48 == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "area_m2"), [("50m2", 50), ("0.25ha", 2500), ("1 km²", 1e6), ("12", 12), ("7a", 700), (3, 3)]
+)
+def test_areas_have_units(text: object, area_m2: float) -> None:
+    assert override(RunConfig(), {"min_area": text}).min_area == pytest.approx(area_m2)
+
+
+@pytest.mark.parametrize(("text", "length_m"), [("1.5m", 1.5), ("50cm", 0.5), ("0.1 km", 100), ("2", 2)])
+def test_lengths_have_units(text: str, length_m: float) -> None:
+    assert override(RunConfig(), {"simplify": text}).simplify == pytest.approx(length_m)
+
+
+@pytest.mark.parametrize("text", ["50 feet", "m2", "-3m2", "1.5m"])
+def test_areas_without_sense_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--min-area"):
+        override(RunConfig(), {"min_area": text})

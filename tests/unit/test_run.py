@@ -1,10 +1,12 @@
 import json
 from pathlib import Path
 
+import geopandas
 import numpy as np
 import pystac
 import pytest
 import rasterio
+import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
@@ -78,7 +80,7 @@ def test_a_full_disk_is_refused_before_anything_is_read(plan: Plan, monkeypatch:
 
 def test_only_geopackages_are_written(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gpkg"):
-        build_plan(plan.info.path, tmp_path / "map.shp", plan.config)
+        build_plan(plan.info.path, tmp_path / "map.kml", plan.config)
 
 
 def test_progress_reaches_the_end(plan: Plan) -> None:
@@ -172,3 +174,31 @@ def test_imagery_beside_the_map_is_white_where_nothing_is_valid(
     middle = imagery.shape[1] // 2
     assert (labels[:, : middle - 2] == 0).all()
     assert abs(imagery[:, middle + 2 :].mean() - city[:, :, 75:].mean()) < 5
+
+
+def test_small_polygons_are_merged_and_outlines_straightened(
+    make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
+) -> None:
+    scene = make_scene(city)
+    plain = execute(build_plan(str(scene), tmp_path / "plain.gpkg", RunConfig(model=str(small_bundle))))
+    config = RunConfig(model=str(small_bundle), min_area="0.01ha", simplify="1m")  # type: ignore[arg-type]
+
+    tidy = execute(build_plan(str(scene), tmp_path / "tidy.gpkg", config))
+
+    before, after = (geopandas.read_file(r.outputs.polygons, layer="landuse") for r in (plain, tidy))
+    assert before["area_m2"].min() < 100 <= after["area_m2"].min() * 1.2
+    assert len(after) < len(before)
+    assert after["area_m2"].sum() == pytest.approx(before["area_m2"].sum(), rel=1e-9)
+    assert shapely.coverage_is_valid(after.geometry.to_numpy())
+    assert shapely.is_valid(after.geometry.to_numpy()).all()
+    assert shapely.get_num_coordinates(after.geometry.to_numpy()).sum() < 0.8 * (
+        shapely.get_num_coordinates(before.geometry.to_numpy()).sum()
+    )
+
+
+def test_a_minimum_area_for_an_unknown_class_is_refused(
+    make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
+) -> None:
+    config = RunConfig(model=str(small_bundle), min_area_of_class={"castle": 100.0})
+    with pytest.raises(UsageError, match="castle"):
+        build_plan(str(make_scene(city)), tmp_path / "map.gpkg", config)

@@ -1,21 +1,24 @@
+import json
 import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import geopandas
 import numpy as np
+import pyarrow.parquet as pq
 import pyogrio
 import pytest
 import shapely
 from rasterio.crs import CRS
 
-from landseg.errors import DiskError
+from landseg.errors import DiskError, InputError, UsageError
 from landseg.legend import LandClass, Legend
-from landseg.outputs import class_areas
-from landseg.outputs.vector import write_geopackage
+from landseg.outputs import AreaCount, ClassArea
+from landseg.outputs.vector import DRIVERS, companions, write_layer
 from landseg.polygons import Polygons
 
 UTM = CRS.from_epsg(32640)
@@ -27,6 +30,7 @@ LEGEND = Legend(
 def squares(count: int) -> Polygons:
     x = 500_000 + 10.0 * np.arange(count)
     return Polygons(
+        face_id=np.arange(1, count + 1, dtype=np.int32),
         geometry=shapely.box(x, 2_700_000, x + 10, 2_700_010),
         class_id=np.where(np.arange(count) % 3 == 0, 1, 3).astype(np.uint8),
         confidence=(60 + np.arange(count) % 3 * 10).astype(np.float32),
@@ -38,12 +42,25 @@ def squares(count: int) -> Polygons:
 @pytest.fixture
 def geopackage(tmp_path: Path) -> Path:
     path = tmp_path / "draft.gpkg"
-    write_geopackage(path, squares(6), LEGEND, UTM, class_areas(squares(6), LEGEND))
+    write_layer(path, batches(6), LEGEND, UTM)
     return path
 
 
+def batches(count: int, at_once: int = 4) -> Iterator[Polygons]:
+    polygons = squares(count)
+    for start in range(0, count, at_once):
+        part = slice(start, start + at_once)
+        yield Polygons(*(getattr(polygons, field.name)[part] for field in fields(Polygons)))
+
+
+def class_areas(*batches: Polygons) -> tuple[ClassArea, ...]:
+    count = AreaCount(LEGEND)
+    assert [len(b) for b in count.passing(batches)] == [len(b) for b in batches]
+    return count.areas()
+
+
 def test_class_areas_are_in_legend_order_with_empty_classes() -> None:
-    water, building, never_seen = class_areas(squares(6), LEGEND)
+    water, building, never_seen = class_areas(*batches(6))
     assert (water.class_id, water.class_name, water.polygons) == (3, "water", 4)
     assert water.area_m2 == pytest.approx(400.32)
     assert water.share == pytest.approx(4 / 6)
@@ -54,17 +71,18 @@ def test_class_areas_are_in_legend_order_with_empty_classes() -> None:
 
 def test_confidence_is_weighted_by_area() -> None:
     polygons = Polygons(
+        np.array([1, 2], np.int32),
         squares(2).geometry,
         np.array([1, 1], np.uint8),
         np.array([50, 90], np.float32),
         np.array([300.0, 100.0]),
         np.array([1.0, 1.0]),
     )
-    assert class_areas(polygons, LEGEND)[1].confidence == pytest.approx(60)
+    assert class_areas(polygons)[1].confidence == pytest.approx(60)
 
 
 def test_an_empty_map_has_shares_of_0() -> None:
-    assert [a.share for a in class_areas(squares(0), LEGEND)] == [0, 0, 0]
+    assert [a.share for a in class_areas()] == [0, 0, 0]
 
 
 def test_layer_reads_back(geopackage: Path) -> None:
@@ -124,7 +142,7 @@ def test_ogr_lists_every_table(geopackage: Path) -> None:
 
 def test_an_empty_map_is_a_complete_geopackage(tmp_path: Path) -> None:
     path = tmp_path / "empty.gpkg"
-    write_geopackage(path, squares(0), LEGEND, UTM, class_areas(squares(0), LEGEND))
+    write_layer(path, [], LEGEND, UTM)
     info = pyogrio.read_info(path, layer="landuse")
     assert (info["features"], info["geometry_type"]) == (0, "Polygon")
     assert info["fields"].tolist() == ["class_id", "class_name", "area_m2", "confidence", "perimeter_m"]
@@ -143,12 +161,60 @@ def files_of_at_most(size_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size_bytes", [2**14, 2**17, 2**19])
 def test_a_full_disk_is_a_disk_error_that_names_the_path(tmp_path: Path, size_bytes: int) -> None:
-    polygons = squares(5000)
     path = tmp_path / "draft.gpkg"
     with files_of_at_most(size_bytes), pytest.raises(DiskError, match=r"draft\.gpkg"):
-        write_geopackage(path, polygons, LEGEND, UTM, class_areas(polygons, LEGEND))
+        write_layer(path, batches(5000, 1000), LEGEND, UTM)
 
 
 def test_a_missing_folder_is_a_disk_error(tmp_path: Path) -> None:
     with pytest.raises(DiskError, match="nowhere"):
-        write_geopackage(tmp_path / "nowhere" / "draft.gpkg", squares(1), LEGEND, UTM, ())
+        write_layer(tmp_path / "nowhere" / "draft.gpkg", batches(1), LEGEND, UTM)
+
+
+@pytest.mark.parametrize("suffix", DRIVERS)
+def test_every_format_reads_back(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"draft{suffix}"
+
+    areas = write_layer(path, batches(6), LEGEND, UTM)
+
+    assert areas == class_areas(squares(6))
+    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in (path, *companions(path))}
+    layer = geopandas.read_parquet(path) if suffix == ".parquet" else geopandas.read_file(path, layer=0)
+    layer = layer.to_crs(UTM)
+    # FlatGeobuf sorts by place.
+    layer = layer.iloc[layer.geometry.bounds["minx"].argsort()]
+    assert layer["class_id"].tolist() == [1, 3, 3, 1, 3, 3]
+    assert layer["class_name"].tolist() == ["building", "water", "water"] * 2
+    assert layer["area_m2"].tolist() == pytest.approx([100.08] * 6)
+    assert layer["confidence"].tolist() == [60, 70, 80] * 2
+    # Seven decimals of a degree are a centimetre.
+    assert shapely.hausdorff_distance(layer.geometry.to_numpy(), squares(6).geometry).max() < 0.02
+    assert shapely.is_valid(layer.geometry.to_numpy()).all()
+
+
+def test_geoparquet_can_be_read_by_place(tmp_path: Path) -> None:
+    write_layer(tmp_path / "map.parquet", batches(6, 2), LEGEND, UTM)
+
+    found = geopandas.read_parquet(tmp_path / "map.parquet", bbox=(500_011, 2_700_001, 500_019, 2_700_009))
+
+    assert found["class_id"].tolist() == [3]
+    assert found.crs == UTM.to_wkt()
+    geo = json.loads(pq.read_metadata(tmp_path / "map.parquet").metadata[b"geo"])
+    assert geo["version"] == "1.1.0"
+    assert geo["columns"]["geometry"]["bbox"] == [500_000, 2_700_000, 500_060, 2_700_010]
+
+
+@pytest.mark.parametrize("suffix", DRIVERS)
+def test_an_error_in_the_making_of_polygons_comes_through(tmp_path: Path, suffix: str) -> None:
+    def failing() -> Iterator[Polygons]:
+        yield squares(3)
+        raise InputError("the map is torn")
+
+    with pytest.raises(InputError, match="torn"):
+        write_layer(tmp_path / f"draft{suffix}", failing(), LEGEND, UTM)
+
+
+def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"map\.kml") as caught:
+        write_layer(tmp_path / "map.kml", [], LEGEND, UTM)
+    assert ".gpkg" in str(caught.value)

@@ -1,14 +1,35 @@
+from pathlib import Path
+
 import numpy as np
 import pyproj
 import pytest
+import rasterio
 import shapely
+from affine import Affine
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from landseg.polygons.measure import measure_on_ellipsoid
+from landseg.grid import Grid
+from landseg.polygons import Polygons, polygonize
+from landseg.polygons.measure import metres_per_pixel
 
-SQUARE = shapely.box(0, 0, 1000, 1000)
-LONG = shapely.box(0, 0, 5000, 20)
-DONUT = shapely.box(0, 0, 3000, 2000).difference(shapely.box(500, 500, 900, 1500))
+# A square, a long strip and a square with a hole, in pixels of 100 m.
+SHAPES = np.zeros((120, 160), np.uint8)
+SHAPES[5:15, 5:15] = 1
+SHAPES[40:42, 100:150] = 2
+SHAPES[80:110, 60:80] = 3
+SHAPES[85:95, 65:69] = 0
+
+
+def polygons_at(
+    folder: Path, crs: CRS, origin: tuple[float, float], labels: NDArray[np.uint8] = SHAPES, pixel: float = 100
+) -> Polygons:
+    grid = Grid(labels.shape, Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), crs)
+    rows, cols = labels.shape
+    profile = {"driver": "GTiff", "count": 1, "height": rows, "width": cols, "dtype": "uint8"}
+    with rasterio.open(folder / "labels.tif", "w", **profile) as file:
+        file.write(labels, 1)
+    return Polygons.concatenate(polygonize(folder / "labels.tif", grid, work=folder, threads=1))
 
 
 def on_geod(polygon: shapely.Polygon, epsg: int) -> tuple[float, float]:
@@ -35,12 +56,11 @@ def on_geod(polygon: shapely.Polygon, epsg: int) -> tuple[float, float]:
         pytest.param(32760, (829_000, 8_000_000), id="across the 180th meridian"),
     ],
 )
-def test_agrees_with_geodesics(epsg: int, origin: tuple[float, float]) -> None:
-    polygons = shapely.transform(np.array([SQUARE, LONG, DONUT]), lambda xy: xy + origin)
-    area_m2, perimeter_m = measure_on_ellipsoid(polygons, CRS.from_epsg(epsg))
-    expected = [on_geod(polygon, epsg) for polygon in polygons]
-    assert area_m2 == pytest.approx([area for area, _ in expected], rel=1e-4)
-    assert perimeter_m == pytest.approx([perimeter for _, perimeter in expected], rel=1e-4)
+def test_agrees_with_geodesics(tmp_path: Path, epsg: int, origin: tuple[float, float]) -> None:
+    polygons = polygons_at(tmp_path, CRS.from_epsg(epsg), origin)
+    expected = [on_geod(polygon, epsg) for polygon in polygons.geometry]
+    assert polygons.area_m2 == pytest.approx([area for area, _ in expected], rel=1e-4)
+    assert polygons.perimeter_m == pytest.approx([perimeter for _, perimeter in expected], rel=1e-4)
 
 
 def test_the_180th_meridian_is_really_crossed() -> None:
@@ -51,25 +71,31 @@ def test_the_180th_meridian_is_really_crossed() -> None:
 
 
 @pytest.mark.parametrize(("unit", "metres"), [('UNIT["metre",1]', 1.0), ('UNIT["foot",0.3048]', 0.3048)])
-def test_an_engineering_crs_is_planar(unit: str, metres: float) -> None:
+def test_an_engineering_crs_is_planar(tmp_path: Path, unit: str, metres: float) -> None:
     crs = CRS.from_wkt(f'LOCAL_CS["site",{unit},AXIS["x",EAST],AXIS["y",NORTH]]')
-    area_m2, perimeter_m = measure_on_ellipsoid(np.array([DONUT]), crs)
-    assert area_m2 == pytest.approx(DONUT.area * metres**2)
-    assert perimeter_m == pytest.approx(DONUT.length * metres)
+    polygons = polygons_at(tmp_path, crs, (0, 0))
+    assert polygons.area_m2 == pytest.approx(shapely.area(polygons.geometry) * metres**2)
+    assert polygons.perimeter_m == pytest.approx(shapely.length(polygons.geometry) * metres)
 
 
-def test_where_the_projection_has_no_inverse_it_is_planar() -> None:
-    far_out = shapely.transform(SQUARE, lambda xy: xy + 1e9)
-    area_m2, perimeter_m = measure_on_ellipsoid(np.array([far_out]), CRS.from_epsg(3035))
-    assert area_m2 == pytest.approx(1e6)
-    assert perimeter_m == pytest.approx(4000)
+def test_where_the_projection_has_no_inverse_it_is_planar(tmp_path: Path) -> None:
+    polygons = polygons_at(tmp_path, CRS.from_epsg(3035), (1e9, 1e9))
+    assert polygons.area_m2 == pytest.approx(shapely.area(polygons.geometry))
+    assert polygons.perimeter_m == pytest.approx(shapely.length(polygons.geometry))
 
 
-def test_each_polygon_has_its_own_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    squares = np.array([shapely.transform(SQUARE, lambda xy, n=n: np.add(xy, [0, n * 1e6])) for n in range(9)])
-    crs = CRS.from_epsg(3857)
-    area_m2, perimeter_m = measure_on_ellipsoid(squares, crs)
-    assert (np.diff(area_m2) < 0).all()
-    monkeypatch.setattr("landseg.polygons.measure.POLYGONS_AT_ONCE", 2)
-    assert measure_on_ellipsoid(squares, crs)[1].tolist() == perimeter_m.tolist()
-    assert measure_on_ellipsoid(squares[4:5], crs)[0].tolist() == area_m2[4:5].tolist()
+def test_each_polygon_has_its_own_scale(tmp_path: Path) -> None:
+    rows = np.repeat(np.arange(1, 10, dtype=np.uint8), 100)[:, None]
+    polygons = polygons_at(tmp_path, CRS.from_epsg(3857), (0, 9e6), rows, 1e4)
+    assert (np.diff(polygons.area_m2) > 0).all()
+    assert (np.diff(polygons.perimeter_m) > 0).all()
+
+
+@pytest.mark.parametrize("epsg", [32640, 3857])
+def test_interpolating_is_as_good_as_differentiating(epsg: int) -> None:
+    grid = Grid((30_000, 30_000), Affine(1, 0, 339_000, 0, -1, 2_784_000), CRS.from_epsg(epsg))
+    lattice = metres_per_pixel(grid)
+    dense = metres_per_pixel(Grid((60, 60), grid.transform @ Affine.scale(500), grid.crs)) / 500
+    assert lattice.shape == dense.shape
+    halfway = (lattice[:-2, :-2] + lattice[:-2, 2:] + lattice[2:, :-2] + lattice[2:, 2:]) / 4
+    assert halfway == pytest.approx(lattice[1:-1, 1:-1], rel=1e-6, abs=1e-7)

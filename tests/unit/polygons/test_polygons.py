@@ -3,14 +3,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.features
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from landseg.grid import Grid
-from landseg.polygons import Polygons, measure, polygonize
-from landseg.polygons.gdal import _repaired, trace_faces
+from landseg.polygons import Polygons, polygonize
 
 UTM = CRS.from_epsg(32640)
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 2_700_000)
@@ -20,11 +20,13 @@ SOUTH_UP = Affine(2, 0, 500_000, 0, 2, 2_700_000)
 NOISE = np.random.default_rng(7).integers(0, 4, (61, 83)).astype(np.uint8)
 
 
-def polygons_of(folder: Path, labels: object, confidence: object = None, transform: Affine = NORTH_UP) -> Polygons:
-    bands = np.stack([np.array(labels, np.uint8), np.zeros_like(labels, dtype=np.uint8)])
-    if confidence is not None:
-        bands[1] = np.array(confidence, np.uint8)
-    return polygonize(write(folder, bands, transform), Grid(bands.shape[1:], transform, UTM))
+def polygons_of(
+    folder: Path, labels: object, confidence: object = None, transform: Affine = NORTH_UP, **options: object
+) -> Polygons:
+    bands = np.stack([np.array(band, np.uint8) for band in (labels, confidence) if band is not None])
+    raster = write(folder, bands, transform)
+    grid = Grid(bands.shape[1:], transform, UTM)
+    return Polygons.concatenate(polygonize(raster, grid, work=folder, threads=1, **options))
 
 
 def write(folder: Path, bands: NDArray[np.uint8], transform: Affine = NORTH_UP) -> Path:
@@ -82,16 +84,6 @@ def test_faces_that_touch_themselves_are_valid(tmp_path: Path, labels: list[list
     assert shapely.coverage_is_valid(polygons.geometry)
 
 
-def test_a_ring_that_touches_itself_is_repaired_without_a_change_of_area() -> None:
-    ring = [(0, 0), (3, 0), (3, 2), (2, 2), (2, 1), (1, 1), (1, 2), (2, 2), (2, 3), (0, 3), (0, 0)]
-    face = shapely.Polygon(ring)
-    assert not face.is_valid
-    (repaired,) = _repaired(np.array([face]))
-    assert repaired.is_valid
-    assert repaired.geom_type == "Polygon"
-    assert repaired.area == face.area == 7
-
-
 @pytest.mark.parametrize("transform", [NORTH_UP, ROTATED, SOUTH_UP], ids=["north-up", "rotated", "south-up"])
 def test_noise_becomes_a_coverage_with_the_areas_of_its_pixels(tmp_path: Path, transform: Affine) -> None:
     polygons = polygons_of(tmp_path, NOISE, transform=transform)
@@ -108,26 +100,39 @@ def test_a_long_side_has_its_neighbours_corners(tmp_path: Path) -> None:
     assert lower == [500_000, 500_002, 500_006, 500_008]
 
 
-@pytest.mark.parametrize("pixels_at_once", [1, 700, 2**22])
-def test_confidence_is_the_mean_over_the_faces_pixels(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pixels_at_once: int
-) -> None:
-    monkeypatch.setattr(measure, "PIXELS_AT_ONCE", pixels_at_once)
+@pytest.mark.parametrize("strip_rows", [1, 8, 61])
+def test_confidence_is_the_mean_over_the_faces_pixels(tmp_path: Path, strip_rows: int) -> None:
     confidence = np.random.default_rng(8).integers(0, 101, NOISE.shape).astype(np.uint8)
-    transform = Affine.identity()
-    polygons = polygons_of(tmp_path, NOISE, confidence, NORTH_UP)
-    faces, _ = trace_faces(tmp_path / "labels.tif")
+    polygons = polygons_of(tmp_path, NOISE, confidence, strip_rows=strip_rows)
     index = rasterio.features.rasterize(
-        ((face, i) for i, face in enumerate(faces, start=1)), NOISE.shape, transform=transform, dtype="int32"
+        zip(polygons.geometry, polygons.face_id, strict=True), NOISE.shape, transform=NORTH_UP, dtype="int32"
     ).ravel()
     expected = np.bincount(index, confidence.ravel())[1:] / np.bincount(index)[1:]
     assert polygons.confidence.dtype == np.float32
     assert polygons.confidence == pytest.approx(expected, rel=1e-6)
 
 
+def test_without_a_band_of_confidence_it_is_unknown(tmp_path: Path) -> None:
+    assert np.isnan(polygons_of(tmp_path, [[1, 2]]).confidence).all()
+
+
+def test_faces_are_numbered_through_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = polygons_of(tmp_path, NOISE)
+    monkeypatch.setattr("landseg.polygons.FACES_AT_ONCE", 100)
+    batched = polygons_of(tmp_path, NOISE)
+    assert batched.face_id.tolist() == list(range(1, len(whole) + 1))
+    assert shapely.to_wkb(batched.geometry).tolist() == shapely.to_wkb(whole.geometry).tolist()
+
+
+def test_no_temporary_file_is_left(tmp_path: Path) -> None:
+    polygons_of(tmp_path, NOISE)
+    assert [path.name for path in tmp_path.iterdir()] == ["labels.tif"]
+
+
 def test_a_map_of_nodata_has_no_polygons(tmp_path: Path) -> None:
     polygons = polygons_of(tmp_path, np.zeros((3, 4), np.uint8))
     assert len(polygons) == len(polygons.area_m2) == len(polygons.perimeter_m) == len(polygons.confidence) == 0
+    assert polygons.class_id.dtype == np.uint8
 
 
 def test_one_pixel(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""GeoParquet 1.1: polygons in columns, with a bounding box for each so that readers can skip what they don't need.
+
+https://geoparquet.org/releases/v1.1.0/
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyproj
+import shapely
+from rasterio.crs import CRS
+
+GEOMETRY = "geometry"
+BBOX = pa.struct([(side, pa.float64()) for side in ("xmin", "ymin", "xmax", "ymax")])
+
+
+def write_geoparquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], crs: CRS) -> None:
+    """Write record batches as row groups.
+
+    Parameters
+    ----------
+    path
+        Parquet file to write.
+    schema
+        Of the batches; its column ``geometry`` holds polygons in well-known binary, outer rings counter-clockwise.
+    batches
+        In the order of the file.
+    crs
+        Coordinate reference system of the polygons.
+
+    Raises
+    ------
+    OSError
+        If it can't be written.
+    """
+    with pq.ParquetWriter(path, schema.append(pa.field("bbox", BBOX)), compression="zstd") as writer:
+        lows, highs = [np.full(2, np.inf)], [np.full(2, -np.inf)]
+        for batch in batches:
+            bounds = shapely.bounds(shapely.from_wkb(batch.column(GEOMETRY).to_numpy(zero_copy_only=False)))
+            lows.append(bounds[:, :2].min(axis=0, initial=np.inf))
+            highs.append(bounds[:, 2:].max(axis=0, initial=-np.inf))
+            boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], fields=list(BBOX))
+            writer.write_batch(batch.append_column("bbox", boxes))
+        column: dict[str, Any] = {
+            "encoding": "WKB",
+            "geometry_types": ["Polygon"],
+            "crs": pyproj.CRS.from_wkt(crs.to_wkt()).to_json_dict(),
+            "orientation": "counterclockwise",
+            "covering": {"bbox": {side.name: ["bbox", side.name] for side in BBOX}},
+        }
+        total = [*np.min(lows, axis=0).tolist(), *np.max(highs, axis=0).tolist()]
+        if np.isfinite(total).all():
+            column["bbox"] = total
+        geo = {"version": "1.1.0", "primary_column": GEOMETRY, "columns": {GEOMETRY: column}}
+        writer.add_key_value_metadata({"geo": json.dumps(geo)})

@@ -1,0 +1,257 @@
+"""From complete arcs to the rings of faces."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landseg.polygons.compiled import kernel
+from landseg.polygons.trace import CLOSED, Arcs, col2_of, row2_of
+
+FEW_SIDES = 12
+"""Up to so many sides of a face are searched one by one: sorting them takes longer."""
+
+
+class Rings(NamedTuple):
+    """Faces as records of int32, which say all about a face's shape and can be stored one after the other.
+
+    A record is the number of rings, the number of points of each, and their points (x, y) in half pixels. The first
+    ring is the shell, which has the face on its left as seen with rows running down; holes follow in the order of
+    their first points. A ring begins and ends at its smallest point in row-major order.
+
+    Parameters
+    ----------
+    faces
+        (N,) int32, ascending.
+    offsets
+        (N + 1,) int64: face ``faces[i]`` has the record ``words[offsets[i]:offsets[i + 1]]``.
+    words
+        (W,) int32.
+    """
+
+    faces: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    words: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Arcs of which some faces are finished: those that will not get any further arcs.
+
+    Parameters
+    ----------
+    arcs
+        All arcs of the finished faces, and others.
+    faces
+        (H,) int32: finished faces, once for each of their arcs' sides.
+    sides
+        (H,) int64: these sides, as ``2 * arc`` for an arc's left one and ``2 * arc + 1`` for its right one.
+    """
+
+    arcs: Arcs
+    faces: NDArray[np.int32]
+    sides: NDArray[np.int64]
+
+    def assemble(self) -> Rings:
+        """Link the sides of each face to rings."""
+        order = np.argsort(self.faces, kind="stable")
+        return _assemble(self.arcs, self.faces[order], self.sides[order])
+
+
+def split(arcs: Arcs, is_open: NDArray[np.bool_]) -> tuple[Finished, Arcs]:
+    """Tell the arcs of finished faces from those that an open face needs still; some are both.
+
+    In the latter, face 0 takes the place of finished ones, so that each face is finished once.
+
+    Parameters
+    ----------
+    arcs
+        Complete ones.
+    is_open
+        (faces + 1,) bool; face 0, which is none, is not open.
+    """
+    sides = arcs.faces.ravel()
+    open_sides = is_open[sides]
+    finished = np.flatnonzero(~open_sides & (sides != 0))
+    needed = _select(arcs, np.flatnonzero(open_sides.reshape(-1, 2).any(axis=1)))
+    return Finished(arcs, sides[finished], finished), needed._replace(faces=needed.faces * is_open[needed.faces])
+
+
+def concatenate(parts: Sequence[Arcs]) -> Arcs:
+    """Put arcs one after the other."""
+    shifts = np.cumsum([0, *(len(part.codes) for part in parts)])
+    offsets = [part.offsets[1:] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
+    return Arcs(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([np.zeros(1, np.int64), *offsets]),
+        np.concatenate([part.faces for part in parts]),
+        np.concatenate([part.ends for part in parts]),
+    )
+
+
+@kernel
+def _select(arcs: Arcs, chosen: NDArray[np.int64]) -> Arcs:
+    offsets = np.zeros(len(chosen) + 1, np.int64)
+    for k in range(len(chosen)):
+        offsets[k + 1] = offsets[k] + arcs.offsets[chosen[k] + 1] - arcs.offsets[chosen[k]]
+    codes = np.empty(offsets[-1], np.int64)
+    for k in range(len(chosen)):
+        codes[offsets[k] : offsets[k + 1]] = arcs.codes[arcs.offsets[chosen[k]] : arcs.offsets[chosen[k] + 1]]
+    return Arcs(codes, offsets, arcs.faces[chosen], arcs.ends[chosen])
+
+
+@kernel
+def _assemble(arcs: Arcs, faces: NDArray[np.int32], sides: NDArray[np.int64]) -> Rings:
+    """Assemble faces whose sides stand together, as in `Finished` but sorted by face."""
+    points, found = 0, 0
+    for k in range(len(sides)):
+        points += arcs.offsets[(sides[k] >> 1) + 1] - arcs.offsets[sides[k] >> 1]
+        found += k == 0 or faces[k] != faces[k - 1]
+    # A ring has no fewer points than its sides have, and each ring has a side.
+    words = np.empty(2 * points + len(sides) + found, np.int32)
+    offsets = np.zeros(found + 1, np.int64)
+    face_ids = np.empty(found, np.int32)
+    ring = np.empty(points, np.int64)
+    n, start = 0, 0
+    while start < len(sides):
+        stop = start
+        while stop < len(sides) and faces[stop] == faces[start]:
+            stop += 1
+        face_ids[n] = faces[start]
+        offsets[n + 1] = _assemble_face(arcs, sides[start:stop], ring, words, offsets[n])
+        n += 1
+        start = stop
+    return Rings(face_ids, offsets, words[: offsets[n]].copy())
+
+
+@kernel
+def _assemble_face(
+    arcs: Arcs, sides: NDArray[np.int64], codes: NDArray[np.int64], words: NDArray[np.int32], offset: int
+) -> int:
+    """Write a face's record and give the offset after it; ``codes`` is room for its vertices.
+
+    At a node a face has one sector, so that only one of its sides begins there: the one that goes on.
+    """
+    count = len(sides)
+    origins = np.empty(count, np.int64)
+    for k in range(count):
+        arc = sides[k] >> 1
+        origins[k] = arcs.codes[arcs.offsets[arc + 1] - 1 if sides[k] & 1 else arcs.offsets[arc]]
+    order, sorted_origins = origins, origins
+    if count > FEW_SIDES:
+        order = np.argsort(origins)
+        sorted_origins = origins[order]
+    used = np.zeros(count, np.bool_)
+    starts = np.zeros(count + 1, np.int64)
+    smallest = np.empty(count, np.int64)
+    rings, size, shell = 0, 0, -1
+    for first in range(count):
+        if used[first]:
+            continue
+        k = first
+        while not used[k]:
+            used[k] = True
+            arc = sides[k] >> 1
+            points = arcs.codes[arcs.offsets[arc] : arcs.offsets[arc + 1]]
+            length = len(points) - 1
+            if sides[k] & 1:
+                for j in range(length):
+                    codes[size + j] = points[length - j]
+            else:
+                for j in range(length):
+                    codes[size + j] = points[j]
+            size += length
+            if arcs.ends[arc, 0] != CLOSED:
+                target = points[0] if sides[k] & 1 else points[length]
+                if count > FEW_SIDES:
+                    k = order[np.searchsorted(sorted_origins, target)]
+                else:
+                    k = 0
+                    while origins[k] != target:
+                        k += 1
+        starts[rings + 1] = size
+        ring = codes[starts[rings] : size]
+        smallest[rings] = np.argmin(ring)
+        if _twice_area(ring) > 0:
+            shell = rings
+        rings += 1
+
+    keys = np.empty(rings, np.int64)
+    for r in range(rings):
+        keys[r] = -1 if r == shell else codes[starts[r] + smallest[r]]
+    ranks = np.argsort(keys) if rings > 1 else np.zeros(1, np.int64)
+    words[offset] = rings
+    place = offset + 1 + rings
+    for rank in range(rings):
+        r = ranks[rank]
+        ring = codes[starts[r] : starts[r + 1]]
+        length = len(ring)
+        words[offset + 1 + rank] = length + 1
+        at = smallest[r]
+        for _ in range(length + 1):
+            words[place] = col2_of(ring[at])
+            words[place + 1] = row2_of(ring[at])
+            place += 2
+            at = at + 1 if at + 1 < length else 0
+    return place
+
+
+@kernel
+def _twice_area(ring: NDArray[np.int64]) -> int:
+    """Sum up a ring in half pixels, positive if its inside is on the left as seen with rows running down."""
+    total = 0
+    x, y = col2_of(ring[-1]), row2_of(ring[-1])
+    for vertex in ring:
+        next_x, next_y = col2_of(vertex), row2_of(vertex)
+        total += next_x * y - x * next_y
+        x, y = next_x, next_y
+    return total
+
+
+@kernel
+def place_on_ground(
+    rings: Rings, transform: tuple[float, float, float, float, float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Give faces as ragged arrays of polygons whose shells run counter-clockwise.
+
+    Parameters
+    ----------
+    rings
+        N faces.
+    transform
+        a, b, c, d, e, f: from (col, row) to the ground.
+
+    Returns
+    -------
+    xy
+        (P, 2) float64.
+    ring_offsets, polygon_offsets
+        int64, as `shapely.from_ragged_array` takes them.
+    """
+    a, b, c, d, e, f = transform
+    mirrored = a * e - b * d > 0
+    count = len(rings.faces)
+    polygon_offsets = np.zeros(count + 1, np.int64)
+    for face in range(count):
+        polygon_offsets[face + 1] = polygon_offsets[face] + rings.words[rings.offsets[face]]
+    ring_count = polygon_offsets[-1]
+    ring_offsets = np.zeros(ring_count + 1, np.int64)
+    xy = np.empty(((len(rings.words) - count - ring_count) // 2, 2), np.float64)
+    ring, size = 0, 0
+    for face in range(count):
+        record = rings.words[rings.offsets[face] : rings.offsets[face + 1]]
+        at = 1 + record[0]
+        for part in range(record[0]):
+            points = record[1 + part]
+            for k in range(points):
+                col, row = record[at] / 2, record[at + 1] / 2
+                place = size + points - 1 - k if mirrored else size + k
+                xy[place, 0] = a * col + b * row + c
+                xy[place, 1] = d * col + e * row + f
+                at += 2
+            size += points
+            ring += 1
+            ring_offsets[ring] = size
+    return xy, ring_offsets, polygon_offsets

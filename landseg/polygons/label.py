@@ -1,0 +1,255 @@
+"""First pass: number the faces of a raster that is read strip by strip.
+
+A face is a 4-connected set of equal labels. Within a strip, parts of faces are numbered from 1 in the order of their
+first pixels (row-major); across strips these numbers run on, and parts that touch over a seam are united. A part's
+parent always has the smaller number, hence a face's root is the part that holds its top-left pixel, and ranking the
+roots ranks the faces by their top-left pixels wherever the seams are.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from landseg.legend import NODATA
+from landseg.polygons.compiled import kernel
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Which parts of strips make up which faces.
+
+    Parameters
+    ----------
+    face_of_part
+        (parts + 1,) int32, from 1; ``face_of_part[0] == 0`` is nodata.
+    first_part
+        (strips,) int64: part 1 of strip ``k`` is part ``first_part[k] + 1`` of the raster.
+    class_id
+        (faces + 1,) uint8; ``class_id[0] == 0``.
+    pixels
+        (faces + 1,) int64: how many.
+    confidence_sum
+        (faces + 1,) float64: over the face's pixels, percent; NaN if it is unknown.
+    """
+
+    face_of_part: NDArray[np.int32]
+    first_part: NDArray[np.int64]
+    class_id: NDArray[np.uint8]
+    pixels: NDArray[np.int64]
+    confidence_sum: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.class_id) - 1
+
+    @property
+    def confidence(self) -> NDArray[np.float32]:
+        """Mean over each face's pixels, (faces + 1,) float32, percent; NaN if it is unknown."""
+        means = np.full(len(self.pixels), np.nan, np.float32)
+        means[1:] = self.confidence_sum[1:] / self.pixels[1:]
+        return means
+
+    def joined(self, parent: NDArray[np.int32], class_id: NDArray[np.uint8]) -> "Faces":
+        """Give the faces that are left when others become part of smaller ones.
+
+        Parameters
+        ----------
+        parent
+            (faces + 1,) int32: the smallest of the faces that each one becomes part of.
+        class_id
+            (faces + 1,) uint8: the new class of these.
+        """
+        rank = parent.copy()
+        _rank(rank)
+        is_left = parent == np.arange(len(parent))
+        return Faces(
+            rank[self.face_of_part],
+            self.first_part,
+            class_id[is_left],
+            _sum(rank, self.pixels).astype(np.int64),
+            _sum(rank, self.confidence_sum),
+        )
+
+    def of_pixels(self, index: int, strip: "LabelledStrip") -> NDArray[np.int32]:
+        """Give the faces of a strip's pixels in a frame of 0 that is a pixel wide, (rows + 2, cols + 2) int32."""
+        first = int(self.first_part[index])
+        faces = self.face_of_part[first : first + len(strip.class_id)].copy()
+        faces[0] = 0
+        framed = np.empty((strip.parts.shape[0] + 2, strip.parts.shape[1] + 2), np.int32)
+        _replace(strip.parts, faces, framed)
+        return framed
+
+
+@dataclass(frozen=True)
+class LabelledStrip:
+    """Parts of faces within a strip.
+
+    Parameters
+    ----------
+    parts
+        (rows, cols) int32, from 1; 0 is nodata.
+    class_id
+        (n + 1,) uint8.
+    """
+
+    parts: NDArray[np.int32]
+    class_id: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, labels: NDArray[np.uint8]) -> "LabelledStrip":
+        """Find the parts of (rows, cols) labels."""
+        parts = np.empty(labels.shape, np.int32)
+        return cls(parts, _label(labels, parts))
+
+    def tally(self, confidence: NDArray[np.uint8] | None) -> NDArray[np.float64]:
+        """Count each part's pixels and sum up their confidence, (2, n + 1) float64; sums of None are NaN."""
+        tally = np.zeros((2, len(self.class_id)))
+        _tally(self.parts, np.zeros_like(self.parts, np.uint8) if confidence is None else confidence, tally)
+        if confidence is None:
+            tally[1] = np.nan
+        return tally
+
+
+class SeamJoiner:
+    """Unites the parts of strips that are given from top to bottom."""
+
+    def __init__(self) -> None:
+        self._classes = [np.zeros(1, np.uint8)]
+        self._tallies = [np.zeros((2, 1))]
+        self._first_part: list[int] = []
+        self._count = 0
+        self._last_row: tuple[NDArray[np.int32], NDArray[np.uint8]] | None = None
+        self._unions: list[NDArray[np.int32]] = []
+
+    def add(self, strip: LabelledStrip, tally: NDArray[np.float64]) -> None:
+        """Append the strip, and the tally of its parts, below those that were added."""
+        (top, top_class), last_row = self._row(strip, 0), self._row(strip, -1)
+        if self._last_row is not None:
+            bottom, bottom_class = self._last_row
+            pairs = np.stack((bottom, top), axis=1)[(bottom_class == top_class) & (top_class != NODATA)]
+            changes = np.ones(len(pairs), np.bool_)
+            changes[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
+            self._unions.append(pairs[changes])
+        self._last_row = last_row
+        self._first_part.append(self._count)
+        self._classes.append(strip.class_id[1:])
+        self._tallies.append(tally[:, 1:])
+        self._count += len(strip.class_id) - 1
+
+    def _row(self, strip: LabelledStrip, row: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+        """Give the numbers of a row's parts among all strips, and their classes."""
+        parts = strip.parts[row]
+        return parts + np.int32(self._count), strip.class_id[parts]
+
+    def finish(self) -> Faces:
+        """Rank the faces of all strips."""
+        parent = np.arange(self._count + 1, dtype=np.int32)
+        for pairs in self._unions:
+            _unite(parent, pairs)
+        class_id = np.zeros(_rank(parent) + 1, np.uint8)
+        class_id[parent] = np.concatenate(self._classes)
+        # float64 holds these sums exactly.
+        pixels, sums = (_sum(parent, tally) for tally in np.concatenate(self._tallies, axis=1))
+        return Faces(parent, np.array(self._first_part, np.int64), class_id, pixels.astype(np.int64), sums)
+
+
+def _sum(face: NDArray[np.int32], values: NDArray[np.number]) -> NDArray[np.float64]:
+    """Sum up values by the faces that they belong to."""
+    return np.bincount(face, values).astype(np.float64, copy=False)
+
+
+@kernel
+def find_root(parent: NDArray[np.int32], part: int) -> int:
+    """Find the smallest part that this one was united with, and shorten the way to it."""
+    while parent[part] != part:
+        parent[part] = parent[parent[part]]
+        part = parent[part]
+    return part
+
+
+@kernel
+def _unite(parent: NDArray[np.int32], pairs: NDArray[np.int32]) -> None:
+    """Unite the parts of each of (N, 2) pairs; ``parent[i] <= i`` throughout."""
+    for k in range(len(pairs)):
+        a, b = find_root(parent, pairs[k, 0]), find_root(parent, pairs[k, 1])
+        parent[max(a, b)] = min(a, b)
+
+
+@kernel
+def _rank(parent: NDArray[np.int32]) -> int:
+    """Replace each part's parent by the rank of its root among all roots, from 1; 0 stays 0. Return their number."""
+    rank = 0
+    for part in range(1, len(parent)):
+        if parent[part] == part:
+            rank += 1
+            parent[part] = rank
+        else:
+            parent[part] = parent[parent[part]]
+    return rank
+
+
+@kernel
+def _label(labels: NDArray[np.uint8], parts: NDArray[np.int32]) -> NDArray[np.uint8]:
+    """Find the 4-connected parts of (rows, cols) labels run by run, and give their classes, (n + 1,) uint8."""
+    rows, cols = labels.shape
+    parent = np.empty(rows * cols + 1, np.int32)
+    classes = np.empty(rows * cols + 1, np.uint8)
+    parent[0] = 0
+    classes[0] = NODATA
+    count = 0
+    for row in range(rows):
+        # Above the first row these are views of the last one, which is not looked at.
+        own_labels, labels_above = labels[row], labels[row - 1]
+        own_parts, parts_above = parts[row], parts[row - 1]
+        col = 0
+        while col < cols:
+            start, label, own = col, own_labels[col], 0
+            seen = 0
+            while col < cols and own_labels[col] == label:
+                if row > 0 and label != NODATA and labels_above[col] == label and parts_above[col] != seen:
+                    seen = parts_above[col]
+                    root = find_root(parent, seen)
+                    if own == 0:
+                        own = root
+                    elif root != own:
+                        parent[max(root, own)] = min(root, own)
+                        own = min(root, own)
+                col += 1
+            if own == 0 and label != NODATA:
+                count += 1
+                own = count
+                parent[own] = own
+                classes[own] = label
+            for k in range(start, col):
+                own_parts[k] = own
+    parent = parent[: count + 1]
+    found = 0
+    for part in range(1, count + 1):
+        if parent[part] == part:
+            found += 1
+            classes[found] = classes[part]
+    _rank(parent)
+    for row in range(rows):
+        for col in range(cols):
+            parts[row, col] = parent[parts[row, col]]
+    return classes[: found + 1].copy()
+
+
+@kernel
+def _tally(parts: NDArray[np.int32], confidence: NDArray[np.uint8], tally: NDArray[np.float64]) -> None:
+    rows, cols = parts.shape
+    for row in range(rows):
+        for col in range(cols):
+            tally[0, parts[row, col]] += 1
+            tally[1, parts[row, col]] += confidence[row, col]
+
+
+@kernel
+def _replace(parts: NDArray[np.int32], faces: NDArray[np.int32], framed: NDArray[np.int32]) -> None:
+    rows, cols = parts.shape
+    framed[0] = 0
+    framed[rows + 1] = 0
+    for row in range(rows):
+        framed[row + 1, 0] = framed[row + 1, cols + 1] = 0
+        for col in range(cols):
+            framed[row + 1, col + 1] = faces[parts[row, col]]
