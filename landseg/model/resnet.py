@@ -166,6 +166,7 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.output_stride = output_stride
         self._at_stride = partial(
             ResNet,
             name,
@@ -196,6 +197,9 @@ class ResNet(nn.Module):
 
         They mean the same to a filter either way; only the features' spacing differs.
         """
+        if output_stride == self.output_stride:
+            return
+        self.output_stride = output_stride
         with torch.device("meta"):
             there = self._at_stride(output_stride=output_stride)
         for mine, theirs in zip(self.modules(), there.modules(), strict=True):

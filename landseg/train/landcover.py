@@ -28,7 +28,7 @@ from landseg.predict import Predictor
 from landseg.train.augment import Augmentation
 from landseg.train.evaluate import HALO_PX, Block
 from landseg.train.labels import IGNORED, LabelCodes
-from landseg.train.samples import Pair, Sites, Source, open_pairs
+from landseg.train.samples import Pair, Sites, Source, mean_and_std, open_pairs
 
 Split = Literal["training", "validation", "test"]
 
@@ -495,11 +495,8 @@ def measure(batches: Iterator[dict[str, Tensor]], classes: int) -> Statistics:
         counts += torch.bincount(mask[mask != IGNORED], minlength=classes).numpy()
     if counts.sum() == 0:
         raise TrainingDataError("no pixel of the labels has a known class", "see data.label_values: code -> class name")
-    mean = np.sum(sums, axis=0) / pixels
-    std = np.sqrt(np.sum(squares, axis=0) / pixels - mean**2)
-    return Statistics(
-        tuple(round(float(m), 3) for m in mean), tuple(round(float(s), 3) for s in std), counts / counts.sum()
-    )
+    moments = mean_and_std(np.sum(sums, axis=0), np.sum(squares, axis=0), pixels)
+    return Statistics(*moments, counts / counts.sum())
 
 
 def predictions(

@@ -15,6 +15,7 @@ import rasterio
 import shapely
 import torch
 from geopandas import GeoDataFrame
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.transform import from_origin
@@ -252,6 +253,13 @@ def band_statistics(pairs: Sequence[Pair]) -> tuple[tuple[float, ...], tuple[flo
         total = total + pixels.sum(axis=(1, 2))
         squares = squares + (pixels**2).sum(axis=(1, 2))
         count += pixels.shape[1] * pixels.shape[2]
-    mean = np.asarray(total) / count
-    std = np.sqrt(np.asarray(squares) / count - mean**2)
+    return mean_and_std(np.asarray(total), np.asarray(squares), count)
+
+
+def mean_and_std(
+    total: NDArray[np.float64], squares: NDArray[np.float64], pixels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Give mean and standard deviation of each band, to three decimals, from sums over pixels, (C,) each."""
+    mean = total / pixels
+    std = np.sqrt(squares / pixels - mean**2)
     return tuple(round(float(m), 3) for m in mean), tuple(round(float(s), 3) for s in std)
