@@ -34,6 +34,7 @@ from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
+from landseg.outputs.style import write_qml
 from landseg.outputs.vector import companions, driver_of, write_layer
 from landseg.polygons import polygonize
 from landseg.polygons.merge import Merging
@@ -69,7 +70,7 @@ class OutputPaths:
     polygons
         The layer, in the format of its suffix: see `landseg.outputs.vector.DRIVERS`.
     raster
-        Cloud-optimised GeoTIFF; its sidecar is ``<raster>.aux.xml``.
+        Cloud-optimised GeoTIFF; its sidecar is ``<raster>.aux.xml``, and a QGIS style of the same stem is beside it.
     manifest
         STAC Item.
     picture
@@ -97,10 +98,23 @@ class OutputPaths:
         return self.raster.with_name(self.raster.name + ".aux.xml")
 
     @property
+    def style(self) -> Path:
+        """The style that QGIS applies to raster and polygons by itself, since it has their name."""
+        return self.raster.with_suffix(".qml")
+
+    @property
     def all(self) -> tuple[Path, ...]:
         """Every product, in the order of their appearance: the manifest, which vouches for the others, last."""
         picture = () if self.picture is None else (self.picture,)
-        return (self.sidecar, self.raster, *picture, *companions(self.polygons), self.polygons, self.manifest)
+        return (
+            self.sidecar,
+            self.style,
+            self.raster,
+            *picture,
+            *companions(self.polygons),
+            self.polygons,
+            self.manifest,
+        )
 
 
 @dataclass(frozen=True)
@@ -347,6 +361,7 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         on_progress(Progress("raster"))
         raster = drafts.path(outputs.raster)
         draft.publish(raster)
+        write_qml(drafts.path(outputs.style), legend)
         on_progress(Progress("polygons"))
         polygons = polygonize(
             raster,
@@ -360,7 +375,12 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         on_progress(Progress("outputs"))
         if outputs.picture is not None:
             _draw(plan, raster, drafts.path(outputs.picture), areas, ranges)
-        products = {"polygons": outputs.polygons, "raster": outputs.raster, "raster-classes": outputs.sidecar}
+        products = {
+            "polygons": outputs.polygons,
+            "raster": outputs.raster,
+            "raster-classes": outputs.sidecar,
+            "style": outputs.style,
+        }
         if outputs.picture is not None:
             products["picture"] = outputs.picture
         manifest = write_manifest(

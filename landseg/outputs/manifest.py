@@ -29,6 +29,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".shp": "application/vnd.shp",
     ".tif": pystac.MediaType.COG,
     ".xml": pystac.MediaType.XML,
+    ".qml": pystac.MediaType.XML,
     ".png": pystac.MediaType.PNG,
 }
 

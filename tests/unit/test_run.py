@@ -37,6 +37,7 @@ def test_outputs_are_named_after_the_main_one() -> None:
     outputs = OutputPaths.of(Path("a/b.c.gpkg"), picture=True)
     assert [str(path) for path in outputs.all] == [
         "a/b.c.tif.aux.xml",
+        "a/b.c.qml",
         "a/b.c.tif",
         "a/b.c.png",
         "a/b.c.gpkg",
@@ -102,7 +103,7 @@ def test_the_manifest_is_a_stac_item_that_says_how_the_map_was_made(plan: Plan) 
     assert item.properties["landseg:config"]["overlap"] == 0.25
     assert item.properties["landseg:valid_pixels"] == plan.grid.size
     assert set(item.properties["processing:software"]) >= {"landseg", "torch", "gdal"}
-    assert set(item.assets) == {"polygons", "raster", "raster-classes"}
+    assert set(item.assets) == {"polygons", "raster", "raster-classes", "style"}
     for asset in item.assets.values():
         path = result.outputs.manifest.parent / asset.href
         assert path.stat().st_size == asset.extra_fields["file:size"]

@@ -131,6 +131,16 @@ def test_database_is_a_geopackage_with_a_default_style(geopackage: Path) -> None
     assert update_time.endswith("Z")
 
 
+def test_the_database_says_what_its_fields_mean(geopackage: Path) -> None:
+    with closing(sqlite3.connect(geopackage)) as database:
+        described = database.execute(
+            "SELECT title, description FROM gpkg_data_columns WHERE table_name = 'landuse' AND column_name = 'area_m2'"
+        ).fetchall()
+        (about,) = database.execute("SELECT description FROM gpkg_contents WHERE table_name = 'landuse'").fetchone()
+    assert described == [("Area (m²)", "Square metres on the ellipsoid, without the holes")]
+    assert "area_m2: Square metres on the ellipsoid, without the holes" in about
+
+
 def test_the_format_is_one_that_older_software_knows(geopackage: Path) -> None:
     with closing(sqlite3.connect(geopackage)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (10200,)
