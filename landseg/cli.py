@@ -76,6 +76,9 @@ def run(
     ] = None,
     simplify: Annotated[str | None, typer.Option(help="straighten outlines by at most so much: 1.5m; not")] = None,
     picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
+    qgis_project: Annotated[
+        bool | None, typer.Option("--qgis-project", help="write a QGIS project of map and scene too")
+    ] = None,
     overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace existing outputs")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     as_json: Json = False,
@@ -100,6 +103,7 @@ def run(
         **_min_areas(min_area),
         "simplify": simplify,
         "picture": picture,
+        "qgis_project": qgis_project,
         "overwrite": overwrite,
     }
     plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))

@@ -83,6 +83,7 @@ class RunConfig(Strict):
     min_area_of_class: dict[str, Area] = Field({}, description="other minima, by class name")
     simplify: Length = Field(0.0, description="how far outlines may be from the pixels' corners")
     picture: bool = Field(False, description="write a picture of the map too")
+    qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")
 
 
 class ClassConfig(Strict):

@@ -30,6 +30,7 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".tif": pystac.MediaType.COG,
     ".xml": pystac.MediaType.XML,
     ".qml": pystac.MediaType.XML,
+    ".qgz": "application/x-qgis-project",
     ".png": pystac.MediaType.PNG,
 }
 

@@ -80,7 +80,7 @@ def qml(legend: Legend) -> str:
 def table_qml() -> str:
     """Write the style of the table ``class_areas``: its fields under readable names."""
     root = ET.Element("qgis", version="3.22.0", styleCategories="Fields")
-    _add_aliases(root, TABLE_COLUMNS)
+    add_table_style(root)
     ET.SubElement(root, "layerGeometryType").text = "4"
     return _text(root)
 
@@ -123,6 +123,11 @@ def add_raster_style(parent: ET.Element, legend: Legend) -> None:
     palette = ET.SubElement(renderer, "colorPalette")
     for c in legend:
         ET.SubElement(palette, "paletteEntry", value=str(c.class_id), color=c.colour, alpha="255", label=c.name)
+
+
+def add_table_style(parent: ET.Element) -> None:
+    """Add what shows the fields of the table ``class_areas`` under readable names in QGIS."""
+    _add_aliases(parent, TABLE_COLUMNS)
 
 
 def _add_aliases(parent: ET.Element, columns: Mapping[str, Column]) -> None:

@@ -14,7 +14,8 @@ from tests.conftest import DEMO_SCENE
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[OutputPaths, str]:
     """Map the demo outside of the repository; give the products and what was printed."""
     folder = tmp_path_factory.mktemp("demo")
-    command = [Path(sys.executable).with_name("landseg"), "run", DEMO_SCENE, "--out", "landuse.gpkg", "--picture"]
+    options = ("--out", "landuse.gpkg", "--picture", "--qgis-project")
+    command = [Path(sys.executable).with_name("landseg"), "run", DEMO_SCENE, *options]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return OutputPaths.of(folder / "landuse.gpkg", picture=True), done.stdout
+    return OutputPaths.of(folder / "landuse.gpkg", picture=True, project=True), done.stdout

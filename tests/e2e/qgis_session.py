@@ -9,6 +9,7 @@ from qgis.core import (
     QgsApplication,
     QgsMapRendererParallelJob,
     QgsMapSettings,
+    QgsProject,
     QgsRasterLayer,
     QgsVectorLayer,
 )
@@ -26,7 +27,12 @@ def open_layer(source):
 
 
 def tell(layer):
-    seen = {"crs": layer.crs().authid(), "opacity": layer.opacity(), "about": layer.metadata().abstract()}
+    seen = {
+        "valid": layer.isValid(),
+        "crs": layer.crs().authid(),
+        "opacity": layer.opacity(),
+        "about": layer.metadata().abstract(),
+    }
     if isinstance(layer, QgsRasterLayer):
         seen["renderer"] = layer.renderer().type()
         if seen["renderer"] == "paletted":
@@ -64,11 +70,43 @@ def draw(layers, extent, path):
     job.renderedImage().save(str(path))
 
 
+def open_project(path):
+    project = QgsProject.instance()
+    if not project.read(path):
+        sys.exit(f"QGIS can't open {path}: {project.error()}")
+    return project
+
+
+def tell_project(project):
+    root = project.layerTreeRoot()
+    return {
+        "title": project.title(),
+        "crs": project.crs().authid(),
+        "groups": {
+            group.name(): [[node.name(), node.isVisible(), tell(node.layer())] for node in group.findLayers()]
+            for group in root.children()
+        },
+        "drawn_from_the_top": [layer.name() for layer in drawn(project)],
+    }
+
+
+def drawn(project):
+    """Give what is switched on, the uppermost first."""
+    root = project.layerTreeRoot()
+    return [layer for layer in root.layerOrder() if layer.isSpatial() and root.findLayer(layer).isVisible()]
+
+
 application = QgsApplication([], False)
 application.initQgis()
 folder = Path(sys.argv[1])
 answers = {}
 for argument in sys.argv[2:]:
+    if argument.endswith(".qgz"):
+        opened = open_project(argument)
+        answers[Path(argument).name] = tell_project(opened)
+        view = opened.viewSettings().defaultViewExtent()
+        draw(drawn(opened), view, folder / f"{Path(argument).name}.png")
+        continue
     opened = open_layer(argument)
     answers[Path(argument).name] = tell(opened)
     if opened.isSpatial():

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(demo: tuple[OutputPaths, str], folder: Path) -> dict[str, Any]:
     outputs = demo[0]
     table = f"{outputs.polygons}|layername=class_areas"
-    return in_qgis(folder, SESSION, folder, outputs.raster, outputs.polygons, table)
+    return in_qgis(folder, SESSION, folder, outputs.raster, outputs.polygons, table, outputs.project)
 
 
 def classes_of(legend: Legend) -> list[list[Any]]:
@@ -115,3 +116,44 @@ def test_what_qgis_draws_has_the_legend_s_colours(
     assert in_colours > 0.6 * 800 * 800
     for c in legend:
         assert drawn[c.colour] / in_colours == pytest.approx(areas.share[c.class_id], abs=0.06), c.name
+
+
+def test_the_project_has_the_map_over_its_imagery(seen: dict[str, Any], legend: Legend) -> None:
+    project = seen["landuse.qgz"]
+    assert (project["title"], project["crs"]) == ("Land use: dubai_tile2", "EPSG:32640")
+    assert project["drawn_from_the_top"] == ["Land use", "dubai_tile2"]
+    (polygons, labels, table), (imagery,) = project["groups"]["Land use"], project["groups"]["Imagery"]
+    assert polygons[:2] == ["Land use", True]
+    assert polygons[2]["opacity"] == pytest.approx(0.6)
+    assert polygons[2]["classes"] == classes_of(legend)
+    assert polygons[2]["aliases"]["confidence"] == "Mean confidence (%)"
+    assert labels[:2] == ["Labels", False]
+    assert labels[2]["classes"] == classes_of(legend)
+    assert table[0] == "Class areas"
+    assert table[2]["features"] == len(legend)
+    assert imagery[:2] == ["dubai_tile2", True]
+    assert imagery[2]["renderer"] == "multibandcolor"
+
+
+def test_the_project_shows_imagery_through_the_map(seen: dict[str, Any], folder: Path) -> None:
+    drawn = (imread(folder / "landuse.qgz.png")[..., :3] * 255).round().astype(int)
+    rows, cols = np.nonzero((drawn != 255).any(axis=-1))
+    # The map with a margin of 2 % fills the view.
+    assert rows.max() - rows.min() > 740
+    assert cols.max() - cols.min() > 640
+    # Flat colours would be a few; over imagery they are thousands.
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 5000
+
+
+def test_the_project_s_folder_can_be_moved(demo: tuple[OutputPaths, str], tmp_path: Path) -> None:
+    outputs = demo[0]
+    for path in outputs.all:
+        shutil.copy(path, tmp_path / path.name)
+
+    moved = in_qgis(tmp_path, SESSION, tmp_path, tmp_path / "landuse.qgz")["landuse.qgz"]
+
+    assert [name for name, _, layer in moved["groups"]["Land use"] if layer["valid"]] == [
+        "Land use",
+        "Labels",
+        "Class areas",
+    ]
