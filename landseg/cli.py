@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The models at hand.", no_args_is_help=True)
 app.add_typer(models, name="models")
+style = typer.Typer(help="How maps look in other software.", no_args_is_help=True)
+app.add_typer(style, name="style")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
@@ -326,6 +328,23 @@ def export_model(
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
     {"onnx": export_onnx, "torchscript": export_torchscript}[to](read_bundle(model), out)
+    typer.echo(out)
+
+
+@style.command("export")
+def export_style(
+    out: Annotated[Path, typer.Option(help="file to write: .qml for QGIS, .sld for map servers")],
+    model: Model = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file")] = False,
+) -> None:
+    """Write the style of a model's maps: its classes, by name and colour."""
+    from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+    from landseg.outputs.drafts import check_writable
+    from landseg.outputs.style import write_style
+
+    legend = read_bundle(model or DEFAULT_MODEL).card.legend
+    check_writable(out, [out], overwrite=overwrite)
+    write_style(out, legend)
     typer.echo(out)
 
 

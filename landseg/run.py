@@ -35,7 +35,7 @@ from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
-from landseg.outputs.style import write_qml
+from landseg.outputs.style import write_style
 from landseg.outputs.vector import companions, driver_of, write_layer
 from landseg.polygons import polygonize
 from landseg.polygons.merge import Merging
@@ -358,7 +358,7 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         on_progress(Progress("raster"))
         raster = drafts.path(outputs.raster)
         draft.publish(raster)
-        write_qml(drafts.path(outputs.style), legend)
+        write_style(drafts.path(outputs.style), legend)
         on_progress(Progress("polygons"))
         polygons = polygonize(
             raster,

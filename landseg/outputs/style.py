@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+from landseg.errors import UsageError
 from landseg.legend import NODATA, LandClass, Legend
 from landseg.outputs.drafts import writing
 
@@ -52,16 +53,21 @@ ET.register_namespace("sld", SLD)
 ET.register_namespace("ogc", OGC)
 
 
-def write_qml(path: Path, legend: Legend) -> None:
-    """Write `qml` into a file.
+def write_style(path: Path, legend: Legend) -> None:
+    """Write `qml` or `sld`, as the file's suffix asks for.
 
     Raises
     ------
+    UsageError
+        If it is another suffix.
     DiskError
         If the disk is full or the folder can't be written to.
     """
+    style = {".qml": qml, ".sld": sld}.get(path.suffix.lower())
+    if style is None:
+        raise UsageError(f"{path.name} ends in neither .qml nor .sld", "QGIS reads .qml, map servers read .sld")
     with writing(path):
-        path.write_text(qml(legend), encoding="utf-8")
+        path.write_text(style(legend), encoding="utf-8")
 
 
 def qml(legend: Legend) -> str:

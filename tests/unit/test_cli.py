@@ -113,6 +113,21 @@ def test_figures_that_could_not_be_written_are_refused_first(
     assert says in outcome.err
 
 
+def test_a_style_is_written_in_the_form_that_its_suffix_asks_for(
+    landseg: Landseg, small_bundle: Path, tmp_path: Path
+) -> None:
+    for name, begins in (("city.qml", "<qgis"), ("city.sld", "<sld:StyledLayerDescriptor")):
+        done = landseg("style", "export", "--model", small_bundle, "--out", tmp_path / name)
+        assert (done.code, done.out.strip()) == (0, str(tmp_path / name))
+        written = (tmp_path / name).read_text(encoding="utf-8")
+        assert written.startswith(begins)
+        assert "#d55e00" in written
+    assert landseg("style", "export", "--out", tmp_path / "city.qml").code == 2
+    refused = landseg("style", "export", "--out", tmp_path / "city.lyr")
+    assert refused.code == 2
+    assert ".qml" in refused.err
+
+
 def test_doctor(landseg: Landseg) -> None:
     findings = json.loads(landseg("doctor", "--json").out)
     assert findings["landseg"] == __version__
