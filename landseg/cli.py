@@ -331,6 +331,27 @@ def export_model(
     typer.echo(out)
 
 
+@app.command()
+def report(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP", help="GeoPackage that a run wrote, its .json beside it")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")],
+    scene: Annotated[
+        str | None, typer.Option(help="imagery below the map; by default the scene that was mapped")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing page")] = False,
+) -> None:
+    """Make a page of a map to look at: one file with the map, its figures and how it was made."""
+    from landseg.outputs.drafts import Drafts, check_writable
+    from landseg.outputs.report import find_imagery, read_map, write_report
+
+    check_writable(out, [out], overwrite=overwrite)
+    content = read_map(map_path)
+    with Drafts(out) as drafts:
+        write_report(drafts.path(out), content, find_imagery(content, scene))
+        drafts.publish([out])
+    typer.echo(out)
+
+
 @style.command("export")
 def export_style(
     out: Annotated[Path, typer.Option(help="file to write: .qml for QGIS, .sld for map servers")],

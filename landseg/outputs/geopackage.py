@@ -65,9 +65,11 @@ INSERT INTO gpkg_extensions (table_name, column_name, extension_name, definition
 CLASS_AREAS = "class_areas"
 
 
-def write_class_areas(path: Path, areas: Sequence[ClassArea]) -> None:
+def write_class_areas(path: Path, areas: Sequence[ClassArea], legend: Legend) -> None:
     """Add the table ``class_areas``, a row for each class of the legend."""
-    pyogrio.write_dataframe(pd.DataFrame([asdict(area) for area in areas]), path, layer=CLASS_AREAS, driver="GPKG")
+    table = pd.DataFrame([asdict(area) for area in areas])
+    table.insert(2, "colour", [legend[area.class_id].colour for area in areas])
+    pyogrio.write_dataframe(table, path, layer=CLASS_AREAS, driver="GPKG")
 
 
 def write_presentation(path: Path, legend: Legend, layer: str, geometry_column: str) -> None:

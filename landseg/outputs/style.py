@@ -29,7 +29,10 @@ COLUMNS: Mapping[str, Column] = {
 """Fields of the polygons."""
 
 TABLE_COLUMNS: Mapping[str, Column] = {
-    **{name: COLUMNS[name] for name in ("class_id", "class_name", "area_m2")},
+    "class_id": COLUMNS["class_id"],
+    "class_name": COLUMNS["class_name"],
+    "colour": Column("Colour", "Red, green and blue of the class as #rrggbb"),
+    "area_m2": Column("Area (m²)", "Square metres on the ellipsoid"),
     "share": Column("Share (0-1)", "Part of the valid area"),
     "polygons": Column("Polygons", "How many polygons the class has"),
     "confidence": COLUMNS["confidence"],

@@ -112,7 +112,7 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
             _write_by_gdal(path, driver, stream, crs)
         areas = count.areas()
         if driver == "GPKG":
-            write_class_areas(path, areas)
+            write_class_areas(path, areas, legend)
             write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)
     except (OSError, DataSourceError, DataLayerError, FeatureError, sqlite3.OperationalError) as error:
         raise DiskError(f"can't write {path}: {error}", "free some disk space, or write to another folder") from error

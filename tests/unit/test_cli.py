@@ -12,7 +12,18 @@ from tests.conftest import Landseg, SceneMaker
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["train"], ["evaluate"], ["models", "list"], ["models", "calibrate"], ["doctor"]]
+    "command",
+    [
+        [],
+        ["run"],
+        ["train"],
+        ["evaluate"],
+        ["models", "list"],
+        ["models", "calibrate"],
+        ["report"],
+        ["style"],
+        ["doctor"],
+    ],
 )
 def test_help(landseg: Landseg, command: list[str]) -> None:
     outcome = landseg(*command, "--help")

@@ -101,7 +101,10 @@ def test_layer_reads_back(geopackage: Path) -> None:
 
 def test_class_areas_table_reads_back(geopackage: Path) -> None:
     table = geopandas.read_file(geopackage, layer="class_areas")
-    assert table.columns.tolist() == ["class_id", "class_name", "area_m2", "share", "polygons", "confidence"]
+    assert table.columns.tolist() == [
+        *("class_id", "class_name", "colour", "area_m2", "share", "polygons", "confidence")
+    ]
+    assert table["colour"].tolist() == ["#56b4e9", "#d55e00", "#ece2c6"]
     assert table["class_name"].tolist() == ["water", "building", "never seen"]
     assert table["polygons"].tolist() == [4, 2, 0]
     assert table["confidence"].isna().tolist() == [False, False, True]
