@@ -4,6 +4,7 @@ import json
 import logging
 import signal
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal, NoReturn
@@ -27,6 +28,9 @@ app.add_typer(style, name="style")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
+MinArea = Annotated[str | None, typer.Option(help="merge smaller polygons: 50m2, or 1ha,building=0.25ha; keep all")]
+Simplify = Annotated[str | None, typer.Option(help="straighten outlines by at most so much: 1.5m; not")]
+Overwrite = Annotated[bool | None, typer.Option("--overwrite", help="replace existing outputs")]
 Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a bundle's folder")]
 Labels = Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")]
 ClassColumn = Annotated[str, typer.Option(help="column of polygons that holds names of classes, or codes")]
@@ -73,15 +77,13 @@ def run(
     ] = None,
     force_gsd: Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")] = None,
     assume_crs: Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")] = None,
-    min_area: Annotated[
-        str | None, typer.Option(help="merge smaller polygons: 50m2, or 1ha,building=0.25ha; keep all")
-    ] = None,
-    simplify: Annotated[str | None, typer.Option(help="straighten outlines by at most so much: 1.5m; not")] = None,
+    min_area: MinArea = None,
+    simplify: Simplify = None,
     picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
     qgis_project: Annotated[
         bool | None, typer.Option("--qgis-project", help="write a QGIS project of map and scene too")
     ] = None,
-    overwrite: Annotated[bool | None, typer.Option("--overwrite", help="replace existing outputs")] = None,
+    overwrite: Overwrite = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -125,6 +127,39 @@ def run(
         terminal.print_areas(result.areas)
         for path in result.outputs.all:
             typer.echo(path)
+
+
+@app.command()
+def polygonize(
+    labels: Annotated[Path, typer.Argument(help="raster whose band 1 holds classes: a landseg map, or any other")],
+    out: Annotated[Path, typer.Option(help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp")],
+    min_area: MinArea = None,
+    simplify: Simplify = None,
+    legend: Annotated[
+        Path | None, typer.Option(help="YAML file of the classes' names and colours; by default the raster's own")
+    ] = None,
+    assume_crs: Annotated[str | None, typer.Option(help="CRS of a raster that names none, as EPSG:n")] = None,
+    overwrite: Overwrite = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the polygons of a raster of classes."""
+    from landseg import terminal
+    from landseg.config import PolygonConfig, override
+    from landseg.polygonizing import polygonize_raster
+
+    given = {**_min_areas(min_area), "simplify": simplify, "assume_crs": assume_crs, "overwrite": overwrite}
+    config = override(PolygonConfig(), given)
+    if not quiet:
+        terminal.say(f"drawing the polygons of {labels}")
+    layer = polygonize_raster(labels, out, config, legend)
+    if as_json:
+        summary = {"outputs": [str(file) for file in layer.files], "areas": [asdict(area) for area in layer.areas]}
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        terminal.print_areas(layer.areas)
+        for file in layer.files:
+            typer.echo(file)
 
 
 def _min_areas(text: str | None) -> dict[str, Any]:

@@ -63,7 +63,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class RunConfig(Strict):
+class PolygonConfig(Strict):
+    """How polygons are drawn from a raster of classes."""
+
+    assume_crs: str | None = Field(None, description="coordinate reference system of a raster that names none")
+    min_area: Area = Field(0.0, description="smaller polygons join the neighbour with the longest common border")
+    min_area_of_class: dict[str, Area] = Field({}, description="other minima, by class name")
+    simplify: Length = Field(0.0, description="how far outlines may be from the pixels' corners")
+    overwrite: bool = Field(False, description="replace existing outputs")
+
+
+class RunConfig(PolygonConfig):
     """Options of ``landseg run``; the command line's options of the same names come before the file's."""
 
     model: str = Field("pspnet-r18-dubai", description="name of a shipped model, or a bundle's folder")
@@ -77,11 +87,6 @@ class RunConfig(Strict):
         "all", description="a pixel is invalid when all of the model's bands are nodata, or when any is"
     )
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
-    assume_crs: str | None = Field(None, description="coordinate reference system of a scene that names none")
-    overwrite: bool = Field(False, description="replace existing outputs")
-    min_area: Area = Field(0.0, description="smaller polygons join the neighbour with the longest common border")
-    min_area_of_class: dict[str, Area] = Field({}, description="other minima, by class name")
-    simplify: Length = Field(0.0, description="how far outlines may be from the pixels' corners")
     picture: bool = Field(False, description="write a picture of the map too")
     qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")
 
@@ -93,20 +98,41 @@ class ClassConfig(Strict):
     name: str
     colour: str
     parent: int | None = None
+    affinity: dict[str, float] = Field(
+        {}, description="name of a neighbouring class -> how much a metre of border with it counts in merging; 1"
+    )
 
 
 def legend_of(classes: tuple[ClassConfig, ...]) -> Legend:
     """Make the legend that a configuration describes."""
-    return Legend(tuple(LandClass(c.class_id, c.name, c.colour, c.parent) for c in classes))
+    ids = {c.name: c.class_id for c in classes}
+    unknown = sorted({name for c in classes for name in c.affinity} - ids.keys())
+    if unknown:
+        raise ValueError(f"an affinity names '{unknown[0]}', which is not in the legend")
+    return Legend(
+        tuple(LandClass(c.class_id, c.name, c.colour, c.parent) for c in classes),
+        {(c.class_id, ids[name]): weight for c in classes for name, weight in c.affinity.items()},
+    )
 
 
-def _checked(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+def _consistent(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
     legend_of(classes)
     return classes
 
 
-Classes = Annotated[tuple[ClassConfig, ...], AfterValidator(_checked)]
-"""Classes that make a legend, in channel order."""
+def _labels(classes: tuple[ClassConfig, ...]) -> tuple[ClassConfig, ...]:
+    legend_of(classes).check_labels()
+    return classes
+
+
+Classes = Annotated[tuple[ClassConfig, ...], AfterValidator(_labels)]
+"""Classes that make a model's legend, in channel order."""
+
+
+class LegendConfig(Strict):
+    """The classes of a raster that somebody else made."""
+
+    legend: Annotated[tuple[ClassConfig, ...], AfterValidator(_consistent)] = Field(min_length=1)
 
 
 class PairConfig(Strict):

@@ -8,7 +8,7 @@ NODATA = 0
 """The label of pixels that hold no class."""
 
 MAX_CLASS_ID = 254
-"""Largest class id; 255 stays free, since many label rasters use it for 'unlabelled'."""
+"""Largest class id of a model; 255 stays free, since many label rasters use it for 'unlabelled'."""
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 
@@ -20,7 +20,7 @@ class LandClass:
     Parameters
     ----------
     class_id
-        Its label in rasters, 1 to 254.
+        Its value in rasters and tables.
     name
         Its name, as shown in maps and tables.
     colour
@@ -35,8 +35,6 @@ class LandClass:
     parent: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.class_id <= MAX_CLASS_ID:
-            raise ValueError(f"class id {self.class_id} of '{self.name}' is not within 1 to {MAX_CLASS_ID}")
         if not self.name.strip():
             raise ValueError(f"class {self.class_id} has no name")
         if not _COLOUR.fullmatch(self.colour):
@@ -54,13 +52,22 @@ class Legend:
 
     Law: ``legend.class_ids[k]`` is the label of the pixels where channel ``k`` has the largest probability.
 
+    Parameters
+    ----------
+    classes
+        At least one.
+    affinity
+        By (class id of a small polygon, class id of a neighbour): how much a metre of their border counts when the
+        neighbour that the polygon joins is chosen; 1 where nothing is said.
+
     Raises
     ------
     ValueError
-        If there is no class, an id or a name stands twice, or a parent is not in the legend.
+        If there is no class, an id or a name stands twice, or a parent or an affinity names no class of the legend.
     """
 
     classes: tuple[LandClass, ...]
+    affinity: Mapping[tuple[int, int], float] = field(default_factory=dict)
     _by_id: Mapping[int, LandClass] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +81,9 @@ class Legend:
         for c in self.classes:
             if c.parent is not None and (c.parent not in by_id or c.parent == c.class_id):
                 raise ValueError(f"parent {c.parent} of class '{c.name}' is not another class of the legend")
+        for (small, neighbour), weight in self.affinity.items():
+            if small not in by_id or neighbour not in by_id or weight < 0:
+                raise ValueError(f"the affinity {weight:g} of class {small} to class {neighbour} makes no sense")
         object.__setattr__(self, "_by_id", by_id)
 
     def __len__(self) -> int:
@@ -84,6 +94,12 @@ class Legend:
 
     def __getitem__(self, class_id: int) -> LandClass:
         return self._by_id[class_id]
+
+    def check_labels(self) -> None:
+        """Raise ValueError where a class id can't be a label of landseg's own maps."""
+        for c in self.classes:
+            if not 1 <= c.class_id <= MAX_CLASS_ID:
+                raise ValueError(f"class id {c.class_id} of '{c.name}' is not within 1 to {MAX_CLASS_ID}")
 
     @property
     def class_ids(self) -> tuple[int, ...]:

@@ -9,7 +9,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from landseg.chips import Batch, Normalisation, read_batches
 from landseg.config import RunConfig
 from landseg.errors import SceneError, UsageError
 from landseg.grid import Grid, Tiling
-from landseg.legend import NODATA, Legend
+from landseg.legend import NODATA
 from landseg.model.bundle import Bundle, read_bundle
 from landseg.mosaic import Mosaic, Rows
 from landseg.outputs import ClassArea
@@ -36,9 +35,8 @@ from landseg.outputs.picture import draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import companions, driver_of, write_layer
-from landseg.polygons import polygonize
-from landseg.polygons.merge import Merging
+from landseg.outputs.vector import companions, driver_of
+from landseg.polygonizing import check_minima, write_polygons
 from landseg.predict import Predictor, choose_device, choose_precision
 from landseg.scene import (
     GDAL_OPTIONS,
@@ -284,12 +282,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         log.warning("Shapefiles cut names to ten characters and end at 2 GB; a GeoPackage has no such limits")
     bundle = read_bundle(config.model)
     card = bundle.card
-    unknown = sorted(config.min_area_of_class.keys() - set(card.legend.names))
-    if unknown:
-        raise UsageError(
-            f"a minimum area is given for '{unknown[0]}', which the model does not map",
-            f"its classes: {', '.join(card.legend.names)}",
-        )
+    check_minima(config, card.legend)
     info = describe_scene(scene, config.assume_crs)
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
@@ -354,21 +347,14 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
     outputs = plan.outputs
     with Drafts(outputs.polygons) as drafts:
         ranges = _value_ranges(plan)
-        draft, valid_pixels = _write_labels(plan, ranges, drafts.folder, on_progress)
+        labels, valid_pixels = _write_labels(plan, ranges, drafts.folder, on_progress)
         on_progress(Progress("raster"))
         raster = drafts.path(outputs.raster)
-        draft.publish(raster)
+        labels.publish(raster)
         write_style(drafts.path(outputs.style), legend)
         on_progress(Progress("polygons"))
-        polygons = polygonize(
-            raster,
-            plan.grid,
-            work=drafts.folder,
-            merging=_merging(plan.config, legend),
-            tolerance=plan.config.simplify / plan.grid.crs.linear_units_factor[1],
-        )
-        with closing(polygons):
-            areas = write_layer(drafts.path(outputs.polygons), polygons, legend, plan.grid.crs)
+        draft = drafts.path(outputs.polygons)
+        areas = write_polygons(draft, raster, plan.grid, legend, plan.config, confidence_band=2)
         on_progress(Progress("outputs"))
         imagery = Imagery.of(plan.info, plan.bundle.card.bands, plan.bands, ranges)
         if outputs.picture is not None:
@@ -405,12 +391,6 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         )
         drafts.publish(outputs.all)
     return Result(outputs, areas, manifest)
-
-
-def _merging(config: RunConfig, legend: Legend) -> Merging:
-    """Say which faces are too small."""
-    ids = {c.name: c.class_id for c in legend}
-    return Merging(config.min_area, {ids[name]: area_m2 for name, area_m2 in config.min_area_of_class.items()})
 
 
 def map_labels(plan: Plan, folder: Path, on_progress: ProgressCallback = lambda _: None) -> Path:

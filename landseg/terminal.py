@@ -26,6 +26,11 @@ LINE_EVERY_S = 5.0
 """Seconds between plain progress lines, as read in a job's log."""
 
 
+def say(text: str) -> None:
+    """Write a line of progress on stderr."""
+    print(f"landseg: {text}", file=sys.stderr, flush=True)
+
+
 @contextmanager
 def show_progress(quiet: bool) -> "Iterator[ProgressCallback]":
     """Show a run's progress on stderr: a bar on a terminal, plain lines otherwise, nothing when quiet."""
@@ -63,19 +68,13 @@ class _LineDisplay:
     def update(self, progress: "Progress") -> None:
         now = time.monotonic()
         if progress.stage != self._stage:
-            self._say(STAGES[progress.stage])
+            say(STAGES[progress.stage])
             self._rates = _Rates() if progress.stage == "map" else self._rates
         elif now - self._last < LINE_EVERY_S or progress.done == progress.total:
             return
         else:
-            self._say(
-                f"{STAGES[progress.stage]}: {100 * progress.done // progress.total} %, {self._rates.text(progress)}"
-            )
+            say(f"{STAGES[progress.stage]}: {100 * progress.done // progress.total} %, {self._rates.text(progress)}")
         self._stage, self._last = progress.stage, now
-
-    @staticmethod
-    def _say(text: str) -> None:
-        print(f"landseg: {text}", file=sys.stderr, flush=True)
 
 
 class _BarDisplay:

@@ -138,6 +138,7 @@ class Card:
             ],
             "landseg:architecture": asdict(self.architecture) | {"bins": list(self.architecture.bins)},
             "landseg:parents": {str(c.class_id): c.parent for c in self.legend if c.parent is not None},
+            "landseg:affinity": [[*classes, weight] for classes, weight in self.legend.affinity.items()],
             "landseg:value_range": None if self.value_range is None else list(self.value_range),
             "landseg:temperature": self.temperature,
             "landseg:training": dict(self.training),
@@ -181,8 +182,10 @@ class Card:
             tuple(
                 LandClass(c["value"], c["name"], "#" + c["color_hint"].lower(), parents.get(c["value"]))
                 for c in model_output["classification:classes"]
-            )
+            ),
+            {(int(a), int(b)): float(weight) for a, b, weight in properties.get("landseg:affinity", [])},
         )
+        legend.check_labels()
         stored = properties["landseg:architecture"]
         for option in fields(Architecture):
             # No default is taken: each option changes what the weights mean, most of them without a word.

@@ -4,9 +4,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from landseg.legend import Legend
 from landseg.polygons import Polygons
+
+
+def places(class_id: NDArray[np.int32], legend: Legend) -> NDArray[np.intp]:
+    """Give the place of each class id in the legend that has it."""
+    order = np.argsort(legend.class_ids)
+    return order[np.searchsorted(np.array(legend.class_ids)[order], class_id)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +31,7 @@ class ClassArea:
     polygons
         How many.
     confidence
-        Mean percent, 0-100, weighted by area; None if the class has no polygons.
+        Mean percent, 0-100, weighted by area; None if it is unknown or the class has no polygons.
     """
 
     class_id: int
@@ -48,8 +55,8 @@ class AreaCount:
 
     def __init__(self, legend: Legend) -> None:
         self.legend = legend
-        # Of each class id: polygons, area in m2, and area times confidence.
-        self._sums = np.zeros((3, 256))
+        # Of each class: polygons, area in m2, and area times confidence.
+        self._sums = np.zeros((3, len(legend)))
 
     def passing(self, batches: Iterable[Polygons]) -> Iterator[Polygons]:
         """Give the same batches, each counted when it is asked for."""
@@ -57,21 +64,20 @@ class AreaCount:
             for sums, weights in zip(
                 self._sums, (None, polygons.area_m2, polygons.area_m2 * polygons.confidence), strict=True
             ):
-                sums += np.bincount(polygons.class_id, weights, minlength=256)
+                sums += np.bincount(places(polygons.class_id, self.legend), weights, minlength=len(self.legend))
             yield polygons
 
     def areas(self) -> tuple[ClassArea, ...]:
         """Give what has passed, in legend order; classes that don't occur have an area of 0."""
-        count, area, weighted = self._sums
-        total = float(area.sum())
+        total = float(self._sums[1].sum())
         return tuple(
             ClassArea(
                 class_id=c.class_id,
                 class_name=c.name,
-                area_m2=float(area[c.class_id]),
-                share=float(area[c.class_id]) / total if total else 0.0,
-                polygons=int(count[c.class_id]),
-                confidence=float(weighted[c.class_id] / area[c.class_id]) if count[c.class_id] else None,
+                area_m2=float(area),
+                share=float(area) / total if total else 0.0,
+                polygons=int(count),
+                confidence=float(weighted / area) if count and np.isfinite(weighted) else None,
             )
-            for c in self.legend
+            for c, (count, area, weighted) in zip(self.legend, self._sums.T, strict=True)
         )

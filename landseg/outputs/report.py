@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -29,7 +30,6 @@ from rasterio.io import MemoryFile
 
 from landseg.errors import InputError, SceneError
 from landseg.grid import Grid, shrunk
-from landseg.legend import NODATA
 from landseg.outputs.drafts import writing
 from landseg.outputs.geopackage import CLASS_AREAS
 from landseg.outputs.imagery import Imagery
@@ -83,6 +83,12 @@ class MapFile:
     crs: CRS
     manifest: Mapping[str, Any]
 
+    @cached_property
+    def places(self) -> NDArray[np.intp]:
+        """Rows of ``classes`` that the polygons belong to; class ids may be any numbers."""
+        places: NDArray[np.intp] = pd.Index(self.classes["class_id"]).get_indexer(self.polygons["class_id"])
+        return places
+
     @property
     def grid(self) -> Grid:
         """The map's pixels; those of the overlay where no manifest tells them."""
@@ -110,15 +116,26 @@ def read_map(path: Path) -> MapFile:
         raise InputError(f"{path} is no GeoPackage that landseg wrote: {error}", "give the .gpkg of a run") from error
     if not len(geometry):
         raise InputError(f"{path} holds no polygons")
-    manifest = path.with_suffix(".json")
     return MapFile(
         path,
         shapely.from_wkb(geometry),
         pd.DataFrame(dict(zip(header["fields"], columns, strict=True))),
         classes,
         CRS.from_user_input(header["crs"]),
-        json.loads(manifest.read_text(encoding="utf-8"))["properties"] if manifest.exists() else {},
+        _read_manifest(path.with_suffix(".json")),
     )
+
+
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    """Give the properties of a run's manifest; nothing where there is none, or a file of another kind."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}", "move it away, or map the scene again") from error
+    properties: Mapping[str, Any] = content.get("properties", {})
+    return properties if "landseg:scene" in properties else {}
 
 
 def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
@@ -141,16 +158,16 @@ def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
         If the disk is full or the folder can't be written to.
     """
     grid = content.grid
-    overlay = _class_pixels(content, grid)
+    overlay = draw_classes(content, grid)
     area = content.polygons["area_m2"].to_numpy()
     shown = np.sort(np.argsort(-area, kind="stable")[:LARGEST])
-    counts, packed = polygon_data(content.geometry[shown], content.polygons.iloc[shown], grid)
+    counts, packed = polygon_data(content.geometry[shown], content.polygons.iloc[shown], content.places[shown], grid)
     report = {
-        "classes": content.classes.to_dict("records"),
+        "classes": content.classes[["class_name", "colour", "area_m2", "share", "polygons"]].to_dict("records"),
         "polygon_count": len(area),
         "headline": _headline(content.manifest),
         "histogram": confidence_histogram(content.polygons),
-        "unsure": unsure_polygons(content.polygons, shown),
+        "unsure": unsure_polygons(content.polygons.assign(place=content.places), shown),
         "provenance": provenance(content),
         "grid": {
             "rows": grid.shape[0],
@@ -158,8 +175,8 @@ def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
             "metres_per_px": grid.gsd_m,
             "px_per_overlay_px": grid.shape[0] / overlay.shape[0],
         },
-        "overlay": _data_url(overlay[None], "PNG", colours=_colours(content.classes)),
-        "imagery": None if imagery is None else _imagery_url(imagery, grid),
+        "overlay": _data_url(overlay, "PNG"),
+        "imagery": None if imagery is None else _data_url(imagery.read(grid, IMAGERY_PX), "JPEG", quality=80),
         "counts": counts,
         "units_per_px": UNITS_PER_PX,
     }
@@ -196,7 +213,9 @@ def find_imagery(content: MapFile, scene: str | None) -> Imagery | None:
     return Imagery.of(info, recorded["band_names"], recorded["bands"], recorded["value_ranges"])
 
 
-def polygon_data(geometry: NDArray[np.object_], polygons: pd.DataFrame, grid: Grid) -> tuple[dict[str, int], bytes]:
+def polygon_data(
+    geometry: NDArray[np.object_], polygons: pd.DataFrame, places: NDArray[np.intp], grid: Grid
+) -> tuple[dict[str, int], bytes]:
     """Pack polygons for the page's script: how many there are, and bytes that ``page.js`` reads.
 
     Law: positions are what the deltas sum up to, and differ from the polygons' own by half a unit at most.
@@ -211,7 +230,7 @@ def polygon_data(geometry: NDArray[np.object_], polygons: pd.DataFrame, grid: Gr
         ring_ends[1:].astype("<i4"),
         polygon_ends[1:].astype("<i4"),
         *(polygons[name].to_numpy().astype("<f4") for name in ("area_m2", "confidence", "perimeter_m")),
-        polygons["class_id"].to_numpy().astype("u1"),
+        places.astype("<u2"),
     ]
     counts = {"vertices": len(coordinates), "rings": len(ring_ends) - 1, "polygons": len(polygon_ends) - 1}
     # Without a time in it, the same map gives the same page.
@@ -219,7 +238,9 @@ def polygon_data(geometry: NDArray[np.object_], polygons: pd.DataFrame, grid: Gr
 
 
 def confidence_histogram(polygons: pd.DataFrame) -> list[float]:
-    """Give the share of the area, 0-1, in each `BIN` percent of confidence."""
+    """Give the share of the area, 0-1, in each `BIN` percent of confidence; nothing, where confidence is unknown."""
+    if polygons["confidence"].isna().any():
+        return []
     bins = np.arange(0, 100 + BIN, BIN)
     area, _ = np.histogram(polygons["confidence"], bins, weights=polygons["area_m2"])
     shares: list[float] = (area / area.sum()).tolist()
@@ -230,7 +251,7 @@ def unsure_polygons(polygons: pd.DataFrame, shown: NDArray[np.intp]) -> dict[str
     """Sum up the polygons below `UNSURE_BELOW`, and list the largest; ``index`` is their place among those shown."""
     candidates = polygons[polygons["confidence"] < UNSURE_BELOW]
     largest = candidates[candidates.index.isin(shown)].nlargest(UNSURE_LISTED, "area_m2")
-    listed = largest[["class_id", "area_m2", "confidence"]].assign(index=np.searchsorted(shown, largest.index))
+    listed = largest[["place", "area_m2", "confidence"]].assign(index=np.searchsorted(shown, largest.index))
     area = float(candidates["area_m2"].sum())
     return {
         "below": UNSURE_BELOW,
@@ -277,39 +298,26 @@ def _scene_name(content: MapFile) -> str:
     return Path(content.manifest["landseg:scene"]["href"] if content.manifest else content.path).stem
 
 
-def _class_pixels(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
-    """Draw the polygons' class ids, as they are in the file: the label raster has what merging took away."""
+def draw_classes(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
+    """Draw the polygons in their colours as (rows, cols, 4), transparent where there are none.
+
+    The label raster would not do: it has what `landseg run --min-area` merged away.
+    """
     shape = shrunk(grid.shape, OVERLAY_PX)
     transform = grid.transform @ Affine.scale(grid.shape[1] / shape[1], grid.shape[0] / shape[0])
-    ids = content.polygons["class_id"].to_numpy()
-    labels: NDArray[np.uint8] = rasterize(
-        zip(content.geometry, ids.tolist(), strict=True), shape, fill=NODATA, transform=transform, dtype="uint8"
-    )
-    return labels
+    shapes = zip(content.geometry, (content.places + 1).tolist(), strict=True)
+    places = rasterize(shapes, shape, fill=0, transform=transform, dtype="uint16")
+    colours = [[0, 0, 0, 0], *([*bytes.fromhex(colour[1:]), 255] for colour in content.classes["colour"])]
+    pixels: NDArray[np.uint8] = np.array(colours, np.uint8)[places]
+    return pixels
 
 
-def _colours(classes: pd.DataFrame) -> dict[int, tuple[int, int, int, int]]:
-    colours = {NODATA: (0, 0, 0, 0)}
-    for class_id, colour in zip(classes["class_id"], classes["colour"], strict=True):
-        red, green, blue = bytes.fromhex(colour[1:])
-        colours[int(class_id)] = (red, green, blue, 255)
-    return colours
-
-
-def _imagery_url(imagery: Imagery, grid: Grid) -> str:
-    return _data_url(np.moveaxis(imagery.read(grid, IMAGERY_PX), -1, 0), "JPEG", quality=80)
-
-
-def _data_url(
-    pixels: NDArray[np.uint8], driver: str, colours: dict[int, tuple[int, int, int, int]] | None = None, **options: Any
-) -> str:
-    """Encode (bands, rows, cols) as a picture that stands in the page."""
-    count, height, width = pixels.shape
+def _data_url(pixels: NDArray[np.uint8], driver: str, **options: Any) -> str:
+    """Encode (rows, cols, bands) as a picture that stands in the page."""
+    height, width, count = pixels.shape
     with MemoryFile() as memory:
         with memory.open(driver=driver, count=count, height=height, width=width, dtype="uint8", **options) as file:
-            file.write(pixels)
-            if colours is not None:
-                file.write_colormap(1, colours)
+            file.write(np.moveaxis(pixels, -1, 0))
         content = base64.b64encode(memory.read()).decode()
     return f"data:image/{driver.lower()};base64,{content}"
 
@@ -328,6 +336,6 @@ def _fill(title: str, report: Mapping[str, Any], polygons: bytes) -> str:
         texts,
         title=escape(title),
         # Within a script only the end of the script means anything.
-        report=json.dumps(report, ensure_ascii=False).replace("<", "\\u003c"),
+        report=json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
         polygons=base64.b64encode(polygons).decode(),
     )

@@ -41,7 +41,7 @@ TABLE_COLUMNS: Mapping[str, Column] = {
 
 MAP_TIP = """<b>[% "class_name" %]</b><br>
 [% if("area_m2" < 10000, round("area_m2") || ' m²', round("area_m2" / 10000, 1) || ' ha') %]<br>
-confidence [% round("confidence") %] %"""
+[% coalesce('confidence ' || round("confidence") || ' %', '') %]"""
 """What QGIS shows where the pointer rests; text between [% and %] is an expression of QGIS."""
 
 # Outlines are a shade darker than the fill: they hide the seams that antialiasing leaves between neighbours,

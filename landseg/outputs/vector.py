@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyogrio
-import shapely
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from rasterio.crs import CRS
 
 from landseg.errors import DiskError, UsageError
 from landseg.legend import Legend
-from landseg.outputs import AreaCount, ClassArea
+from landseg.outputs import AreaCount, ClassArea, places
 from landseg.outputs.geopackage import write_class_areas, write_presentation
 from landseg.outputs.geoparquet import write_geoparquet
 from landseg.polygons import Polygons
@@ -127,10 +126,9 @@ class _Stream:
 
     def __init__(self, batches: Iterable[Polygons], legend: Legend, names: Mapping[str, str]) -> None:
         self.batches = batches
-        self.names = np.full(256, None, dtype=object)
-        self.names[list(legend.class_ids)] = legend.names
+        self.legend = legend
         self.raised: BaseException | None = None
-        geometry = pa.field("geometry", pa.binary(), metadata={"ARROW:extension:name": "ogc.wkb"})
+        geometry = pa.field("geometry", pa.large_binary(), metadata={"ARROW:extension:name": "ogc.wkb"})
         fields = [field.with_name(names.get(field.name, field.name)) for field in FIELDS]
         self.schema = pa.schema([*fields, geometry])
 
@@ -144,18 +142,18 @@ class _Stream:
 
     def _record_batch(self, polygons: Polygons) -> pa.RecordBatch:
         columns = [
-            polygons.class_id.astype(np.int32),
-            self.names[polygons.class_id],
+            polygons.class_id,
+            np.array(self.legend.names, object)[places(polygons.class_id, self.legend)],
             polygons.area_m2,
             # Pixels hold whole percents: more digits would only be float32's noise.
             polygons.confidence.astype(np.float64).round(2),
             polygons.perimeter_m,
-            shapely.to_wkb(polygons.geometry),
         ]
-        arrays = [
-            pa.array(column, field.type, from_pandas=True) for column, field in zip(columns, self.schema, strict=True)
-        ]
-        return pa.record_batch(arrays, schema=self.schema)
+        arrays = [pa.array(column, field.type, from_pandas=True) for column, field in zip(columns, FIELDS, strict=True)]
+        octets, offsets = polygons.to_wkb()
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(octets)]
+        geometry = pa.Array.from_buffers(pa.large_binary(), len(polygons), buffers)
+        return pa.record_batch([*arrays, geometry], schema=self.schema)
 
 
 def _write_by_gdal(path: Path, driver: str, stream: _Stream, crs: CRS) -> None:

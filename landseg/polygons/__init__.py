@@ -8,9 +8,10 @@ a few bytes for each face, whatever the size of the map.
 """
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -20,24 +21,29 @@ from numpy.typing import NDArray
 from shapely import GeometryType
 
 from landseg.grid import Grid
-from landseg.polygons.assemble import Finished, Rings, concatenate, place_on_ground, split
+from landseg.polygons.assemble import (
+    Finished,
+    Rings,
+    concatenate,
+    open_first,
+    place_on_ground,
+    split,
+    to_wkb,
+)
 from landseg.polygons.label import Faces, LabelledStrip, SeamJoiner
 from landseg.polygons.measure import measure_rings, metres_per_pixel
 from landseg.polygons.merge import NO_MERGING, Borders, Merging, merge_small
 from landseg.polygons.seams import join_arcs
 from landseg.polygons.simplify import simplify_arcs
 from landseg.polygons.spool import Spool
-from landseg.polygons.strips import Strips, ahead
+from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead
 from landseg.polygons.trace import Arcs, find_corners, find_vertices, trace_strip
-
-PIXELS_AT_ONCE = 2**21
-"""In a strip."""
 
 FACES_AT_ONCE = 2**16
 """In a batch of polygons."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Polygons:
     """Faces of a map as polygons, ordered by the face's top-left pixel (row-major).
 
@@ -48,10 +54,12 @@ class Polygons:
     ----------
     face_id
         (N,) int32: the face's rank among all of the map, from 1.
-    geometry
-        (N,) shapely Polygons in the CRS of the grid.
+    xy
+        (V, 2) float64: all vertices, in the CRS of the grid. Outer rings run counter-clockwise, inner ones clockwise.
+    ring_offsets, polygon_offsets
+        int64: where rings begin among the vertices and polygons among the rings, as in GeoArrow.
     class_id
-        (N,) uint8, from 1; nodata has no polygons.
+        (N,) int32; nodata has no polygons.
     confidence
         (N,) float32, mean percent over the face's pixels, 0-100; NaN if the raster has no band of it.
     area_m2
@@ -61,21 +69,43 @@ class Polygons:
     """
 
     face_id: NDArray[np.int32]
-    geometry: NDArray[np.object_]
-    class_id: NDArray[np.uint8]
+    xy: NDArray[np.float64]
+    ring_offsets: NDArray[np.int64]
+    polygon_offsets: NDArray[np.int64]
+    class_id: NDArray[np.int32]
     confidence: NDArray[np.float32]
     area_m2: NDArray[np.float64]
     perimeter_m: NDArray[np.float64]
 
     def __len__(self) -> int:
-        return len(self.geometry)
+        return len(self.face_id)
+
+    @cached_property
+    def geometry(self) -> NDArray[np.object_]:
+        """(N,) shapely Polygons."""
+        rings = (self.ring_offsets, self.polygon_offsets)
+        polygons: NDArray[np.object_] = shapely.from_ragged_array(GeometryType.POLYGON, self.xy, rings)
+        return polygons
+
+    def to_wkb(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Give well-known binary: octets, and where each polygon's begin, (N + 1,) int64."""
+        return to_wkb(self.xy, self.ring_offsets, self.polygon_offsets)
 
     @classmethod
     def concatenate(cls, batches: Iterable[Self]) -> Self:
         """Put batches after each other."""
-        none = cls(*(np.empty(0, kind) for kind in ("i4", object, "u1", "f4", "f8", "f8")))
-        parts = [none, *batches]
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+        parts = [cls.none(), *batches]
+        joined = {field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        for name in ("ring_offsets", "polygon_offsets"):
+            steps = [np.diff(getattr(part, name)) for part in parts]
+            joined[name] = np.concatenate([[0], np.cumsum(np.concatenate(steps))])
+        return cls(**joined)
+
+    @classmethod
+    def none(cls) -> Self:
+        """Give no polygons at all."""
+        ids, no_offsets, figures = np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0)
+        return cls(ids, np.empty((0, 2)), no_offsets, no_offsets, ids, np.empty(0, np.float32), figures, figures)
 
 
 def polygonize(
@@ -83,8 +113,10 @@ def polygonize(
     grid: Grid,
     *,
     work: Path,
+    class_ids: Sequence[int] = range(1, MOST_CLASSES + 1),
+    confidence_band: int | None = None,
     merging: Merging = NO_MERGING,
-    tolerance: float = 0.0,
+    tolerance_m: float = 0.0,
     strip_rows: int | None = None,
     threads: int | None = None,
 ) -> Generator[Polygons, None, None]:
@@ -95,16 +127,21 @@ def polygonize(
     Parameters
     ----------
     raster
-        On ``grid``: band 1 labels, uint8, 0 = nodata; band 2, if there is one, confidence, uint8 percent.
+        On ``grid``; band 1 holds class ids.
     grid
         Pixels of the raster on the ground; its transform may be rotated.
     work
         A folder in which a temporary file may grow to about as many bytes as the polygons will have; it goes when all
         are given, or the generator is closed.
+    class_ids
+        Values of the raster that are classes, ascending, at most `MOST_CLASSES`; all others are nodata.
+    confidence_band
+        Band of the raster that holds uint8 percent, if there is one.
     merging
         Which faces are too small; their minima are taken at the scale of the grid's centre.
-    tolerance
-        In units of the CRS: how far from its simplified arc the corner of a pixel may lie; 0 to keep all corners.
+    tolerance_m
+        How far from its simplified arc the corner of a pixel may lie, at the scale of the grid's centre; 0 to keep all
+        corners.
     strip_rows
         Rows that are worked on together; chosen by the raster's width if None.
     threads
@@ -115,37 +152,37 @@ def polygonize(
     Polygons
         Outer rings run counter-clockwise, inner rings clockwise.
     """
-    strips = Strips(raster, grid.shape, strip_rows or max(1, PIXELS_AT_ONCE // grid.shape[1]))
+    rows = strip_rows or max(1, PIXELS_AT_ONCE // grid.shape[1])
+    strips = Strips(raster, grid.shape, rows, np.asarray(class_ids, np.int64))
     workers = threads or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
-        faces = _number_faces(strips, pool, workers)
+        faces = _number_faces(strips, confidence_band, pool, workers)
         if not len(faces):
             return
         if merging.is_needed:
             faces = _merge_small(strips, faces, merging, grid, pool, workers)
+        metres = metres_per_pixel(grid)
         with Spool(work / "faces", len(faces)) as spool:
             for rings in ahead(
-                pool, Finished.assemble, _finished(strips, faces, grid, tolerance, pool, workers), workers
+                pool, Finished.assemble, _finished(strips, faces, metres, tolerance_m, pool, workers), workers
             ):
                 spool.write(rings)
-            metres = metres_per_pixel(grid)
 
             def draw(first: int) -> Polygons:
-                return _draw(spool.read(first, min(first + FACES_AT_ONCE, len(faces) + 1)), faces, grid, metres)
+                rings = spool.read(first, min(first + FACES_AT_ONCE, len(faces) + 1))
+                return _draw(rings, faces, strips.values, grid, metres)
 
             yield from ahead(pool, draw, range(1, len(faces) + 1, FACES_AT_ONCE), workers)
 
 
-def _number_faces(strips: Strips, pool: Executor, workers: int) -> Faces:
-    has_confidence = strips.bands > 1
-
-    def label(index: int) -> tuple[LabelledStrip, NDArray[np.float64]]:
-        strip = LabelledStrip.of(strips.read(index, 1))
-        return strip, strip.tally(strips.read(index, 2) if has_confidence else None)
+def _number_faces(strips: Strips, confidence_band: int | None, pool: Executor, workers: int) -> Faces:
+    def label(index: int) -> LabelledStrip:
+        confidence = None if confidence_band is None else strips.read(index, confidence_band)
+        return LabelledStrip.of(strips.labels(index), confidence)
 
     joiner = SeamJoiner()
-    for strip, tally in ahead(pool, label, range(len(strips)), workers):
-        joiner.add(strip, tally)
+    for strip in ahead(pool, label, range(len(strips)), workers):
+        joiner.add(strip)
     return joiner.finish()
 
 
@@ -154,7 +191,7 @@ def _merge_small(strips: Strips, faces: Faces, merging: Merging, grid: Grid, poo
         return Borders.of(strip[1])
 
     borders = list(ahead(pool, measure, _with_row_above(strips, faces, pool, workers), workers))
-    return merge_small(faces, Borders.concatenate(borders), merging, grid)
+    return merge_small(faces, Borders.concatenate(borders), merging, strips.values.tolist(), grid)
 
 
 def _with_row_above(
@@ -163,7 +200,7 @@ def _with_row_above(
     """Give the faces of each strip's pixels, (1 + rows, cols + 2), within the row above it and a frame of 0."""
 
     def number(index: int) -> NDArray[np.int32]:
-        return faces.of_pixels(index, LabelledStrip.of(strips.read(index, 1)))
+        return faces.of_pixels(index, LabelledStrip.of(strips.labels(index)))
 
     above: NDArray[np.int32] | int = 0
     for index, framed in enumerate(ahead(pool, number, range(len(strips)), workers)):
@@ -174,31 +211,31 @@ def _with_row_above(
 
 
 def _finished(
-    strips: Strips, faces: Faces, grid: Grid, tolerance: float, pool: Executor, workers: int
+    strips: Strips, faces: Faces, metres: NDArray[np.float64], tolerance_m: float, pool: Executor, workers: int
 ) -> Iterator[Finished]:
     """Trace the map from top to bottom and give the arcs of its faces as these are finished."""
     cols = strips.shape[1]
-
-    marks = np.zeros((strips.shape[0] + 1, (cols + 64) // 64) if tolerance > 0 else (0, 0), np.uint64)
-    a, b, _, d, e, _ = grid.transform[:6]
+    marks = np.zeros((strips.shape[0] + 1, (cols + 64) // 64) if tolerance_m > 0 else (0, 0), np.uint64)
+    linear = tuple(metres[metres.shape[0] // 2, metres.shape[1] // 2].ravel().tolist())
 
     def trace(strip: tuple[int, NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.int32]]:
         index, framed = strip
         first_row = index * strips.rows
         corners = find_corners(framed)
-        if tolerance > 0:
+        if tolerance_m > 0:
             marks[first_row : first_row + len(corners)] = find_vertices(corners)
         return trace_strip(framed, corners, first_row), framed[-1]
 
     def join() -> Iterator[tuple[Arcs, NDArray[np.int32]]]:
         unfinished = Arcs.none()
         for arcs, last_row in ahead(pool, trace, _with_row_above(strips, faces, pool, workers), workers):
-            complete, unfinished = join_arcs(unfinished, arcs, cols)
-            yield complete, last_row
+            at_seams, complete = open_first(arcs)
+            joined, unfinished = join_arcs(unfinished, at_seams, cols)
+            yield concatenate((joined, complete)), last_row
 
     def simplify(joined: tuple[Arcs, NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.int32]]:
         arcs, last_row = joined
-        return simplify_arcs(arcs, marks, (a, b, d, e), tolerance) if tolerance > 0 else arcs, last_row
+        return simplify_arcs(arcs, marks, linear, tolerance_m) if tolerance_m > 0 else arcs, last_row
 
     held = Arcs.none()
     for complete, last_row in ahead(pool, simplify, join(), workers):
@@ -209,10 +246,12 @@ def _finished(
         yield finished
 
 
-def _draw(rings: Rings, faces: Faces, grid: Grid, metres: NDArray[np.float64]) -> Polygons:
+def _draw(
+    rings: Rings, faces: Faces, class_ids: NDArray[np.int64], grid: Grid, metres: NDArray[np.float64]
+) -> Polygons:
     """Make polygons of consecutive faces and measure them."""
     xy, ring_offsets, polygon_offsets = place_on_ground(rings, grid.transform[:6])
-    geometry = shapely.from_ragged_array(GeometryType.POLYGON, xy, (ring_offsets, polygon_offsets))
     area_m2, perimeter_m = measure_rings(rings, metres, *grid.shape)
     ids = rings.faces
-    return Polygons(ids, geometry, faces.class_id[ids], faces.confidence[ids], area_m2, perimeter_m)
+    class_id = class_ids[faces.label[ids] - 1].astype(np.int32)
+    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, faces.confidence[ids], area_m2, perimeter_m)

@@ -25,8 +25,8 @@ class Faces:
         (parts + 1,) int32, from 1; ``face_of_part[0] == 0`` is nodata.
     first_part
         (strips,) int64: part 1 of strip ``k`` is part ``first_part[k] + 1`` of the raster.
-    class_id
-        (faces + 1,) uint8; ``class_id[0] == 0``.
+    label
+        (faces + 1,) uint8; ``label[0] == 0``.
     pixels
         (faces + 1,) int64: how many.
     confidence_sum
@@ -35,12 +35,12 @@ class Faces:
 
     face_of_part: NDArray[np.int32]
     first_part: NDArray[np.int64]
-    class_id: NDArray[np.uint8]
+    label: NDArray[np.uint8]
     pixels: NDArray[np.int64]
     confidence_sum: NDArray[np.float64]
 
     def __len__(self) -> int:
-        return len(self.class_id) - 1
+        return len(self.label) - 1
 
     @property
     def confidence(self) -> NDArray[np.float32]:
@@ -49,15 +49,15 @@ class Faces:
         means[1:] = self.confidence_sum[1:] / self.pixels[1:]
         return means
 
-    def joined(self, parent: NDArray[np.int32], class_id: NDArray[np.uint8]) -> "Faces":
+    def joined(self, parent: NDArray[np.int32], label: NDArray[np.uint8]) -> "Faces":
         """Give the faces that are left when others become part of smaller ones.
 
         Parameters
         ----------
         parent
             (faces + 1,) int32: the smallest of the faces that each one becomes part of.
-        class_id
-            (faces + 1,) uint8: the new class of these.
+        label
+            (faces + 1,) uint8: the new label of these.
         """
         rank = parent.copy()
         _rank(rank)
@@ -65,7 +65,7 @@ class Faces:
         return Faces(
             rank[self.face_of_part],
             self.first_part,
-            class_id[is_left],
+            label[is_left],
             _sum(rank, self.pixels).astype(np.int64),
             _sum(rank, self.confidence_sum),
         )
@@ -73,7 +73,7 @@ class Faces:
     def of_pixels(self, index: int, strip: "LabelledStrip") -> NDArray[np.int32]:
         """Give the faces of a strip's pixels in a frame of 0 that is a pixel wide, (rows + 2, cols + 2) int32."""
         first = int(self.first_part[index])
-        faces = self.face_of_part[first : first + len(strip.class_id)].copy()
+        faces = self.face_of_part[first : first + len(strip.label)].copy()
         faces[0] = 0
         framed = np.empty((strip.parts.shape[0] + 2, strip.parts.shape[1] + 2), np.int32)
         _replace(strip.parts, faces, framed)
@@ -88,69 +88,64 @@ class LabelledStrip:
     ----------
     parts
         (rows, cols) int32, from 1; 0 is nodata.
-    class_id
+    label
         (n + 1,) uint8.
+    tally
+        (2, n + 1) float64: of each part, how many pixels it has and the sum of their confidence, which is NaN if it is
+        unknown.
     """
 
     parts: NDArray[np.int32]
-    class_id: NDArray[np.uint8]
+    label: NDArray[np.uint8]
+    tally: NDArray[np.float64]
 
     @classmethod
-    def of(cls, labels: NDArray[np.uint8]) -> "LabelledStrip":
-        """Find the parts of (rows, cols) labels."""
-        parts = np.empty(labels.shape, np.int32)
-        return cls(parts, _label(labels, parts))
-
-    def tally(self, confidence: NDArray[np.uint8] | None) -> NDArray[np.float64]:
-        """Count each part's pixels and sum up their confidence, (2, n + 1) float64; sums of None are NaN."""
-        tally = np.zeros((2, len(self.class_id)))
-        _tally(self.parts, np.zeros_like(self.parts, np.uint8) if confidence is None else confidence, tally)
-        if confidence is None:
-            tally[1] = np.nan
-        return tally
+    def of(cls, labels: NDArray[np.uint8], confidence: NDArray[np.uint8] | None = None) -> "LabelledStrip":
+        """Find the parts of (rows, cols) labels; confidence, of the same shape, is in percent."""
+        return cls(*_label(labels, np.empty((0, 0), np.uint8) if confidence is None else confidence))
 
 
 class SeamJoiner:
     """Unites the parts of strips that are given from top to bottom."""
 
     def __init__(self) -> None:
-        self._classes = [np.zeros(1, np.uint8)]
+        self._labels = [np.zeros(1, np.uint8)]
         self._tallies = [np.zeros((2, 1))]
         self._first_part: list[int] = []
         self._count = 0
         self._last_row: tuple[NDArray[np.int32], NDArray[np.uint8]] | None = None
         self._unions: list[NDArray[np.int32]] = []
 
-    def add(self, strip: LabelledStrip, tally: NDArray[np.float64]) -> None:
-        """Append the strip, and the tally of its parts, below those that were added."""
-        (top, top_class), last_row = self._row(strip, 0), self._row(strip, -1)
+    def add(self, strip: LabelledStrip) -> None:
+        """Append the strip below those that were added."""
+        (top, top_label), last_row = self._row(strip, 0), self._row(strip, -1)
         if self._last_row is not None:
-            bottom, bottom_class = self._last_row
-            pairs = np.stack((bottom, top), axis=1)[(bottom_class == top_class) & (top_class != NODATA)]
+            bottom, bottom_label = self._last_row
+            pairs = np.stack((bottom, top), axis=1)[(bottom_label == top_label) & (top_label != NODATA)]
             changes = np.ones(len(pairs), np.bool_)
             changes[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
             self._unions.append(pairs[changes])
         self._last_row = last_row
         self._first_part.append(self._count)
-        self._classes.append(strip.class_id[1:])
-        self._tallies.append(tally[:, 1:])
-        self._count += len(strip.class_id) - 1
+        self._labels.append(strip.label[1:])
+        self._tallies.append(strip.tally[:, 1:])
+        self._count += len(strip.label) - 1
 
     def _row(self, strip: LabelledStrip, row: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """Give the numbers of a row's parts among all strips, and their classes."""
+        """Give the numbers of a row's parts among all strips, and their labels."""
         parts = strip.parts[row]
-        return parts + np.int32(self._count), strip.class_id[parts]
+        return parts + np.int32(self._count), strip.label[parts]
 
     def finish(self) -> Faces:
         """Rank the faces of all strips."""
         parent = np.arange(self._count + 1, dtype=np.int32)
         for pairs in self._unions:
             _unite(parent, pairs)
-        class_id = np.zeros(_rank(parent) + 1, np.uint8)
-        class_id[parent] = np.concatenate(self._classes)
+        label = np.zeros(_rank(parent) + 1, np.uint8)
+        label[parent] = np.concatenate(self._labels)
         # float64 holds these sums exactly.
         pixels, sums = (_sum(parent, tally) for tally in np.concatenate(self._tallies, axis=1))
-        return Faces(parent, np.array(self._first_part, np.int64), class_id, pixels.astype(np.int64), sums)
+        return Faces(parent, np.array(self._first_part, np.int64), label, pixels.astype(np.int64), sums)
 
 
 def _sum(face: NDArray[np.int32], values: NDArray[np.number]) -> NDArray[np.float64]:
@@ -189,13 +184,18 @@ def _rank(parent: NDArray[np.int32]) -> int:
 
 
 @kernel
-def _label(labels: NDArray[np.uint8], parts: NDArray[np.int32]) -> NDArray[np.uint8]:
-    """Find the 4-connected parts of (rows, cols) labels run by run, and give their classes, (n + 1,) uint8."""
+def _label(
+    labels: NDArray[np.uint8], confidence: NDArray[np.uint8]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8], NDArray[np.float64]]:
+    """Find the 4-connected parts of (rows, cols) labels run by run, and what `LabelledStrip` says of them."""
     rows, cols = labels.shape
+    parts = np.empty((rows, cols), np.int32)
     parent = np.empty(rows * cols + 1, np.int32)
-    classes = np.empty(rows * cols + 1, np.uint8)
+    label_of = np.empty(rows * cols + 1, np.uint8)
+    tally = np.empty((rows * cols + 1, 2))
     parent[0] = 0
-    classes[0] = NODATA
+    label_of[0] = NODATA
+    tally[0] = 0
     count = 0
     for row in range(rows):
         # Above the first row these are views of the last one, which is not looked at.
@@ -219,29 +219,29 @@ def _label(labels: NDArray[np.uint8], parts: NDArray[np.int32]) -> NDArray[np.ui
                 count += 1
                 own = count
                 parent[own] = own
-                classes[own] = label
+                label_of[own] = label
+                tally[own] = 0
             for k in range(start, col):
                 own_parts[k] = own
+            tally[own, 0] += col - start
+            if confidence.size:
+                for k in range(start, col):
+                    tally[own, 1] += confidence[row, k]
     parent = parent[: count + 1]
+    _rank(parent)
     found = 0
     for part in range(1, count + 1):
-        if parent[part] == part:
+        if parent[part] > found:
             found += 1
-            classes[found] = classes[part]
-    _rank(parent)
+            label_of[found] = label_of[part]
+    tallies = np.zeros((2, found + 1))
+    for part in range(count + 1):
+        tallies[0, parent[part]] += tally[part, 0]
+        tallies[1, parent[part]] += tally[part, 1] if confidence.size else np.nan
     for row in range(rows):
         for col in range(cols):
             parts[row, col] = parent[parts[row, col]]
-    return classes[: found + 1].copy()
-
-
-@kernel
-def _tally(parts: NDArray[np.int32], confidence: NDArray[np.uint8], tally: NDArray[np.float64]) -> None:
-    rows, cols = parts.shape
-    for row in range(rows):
-        for col in range(cols):
-            tally[0, parts[row, col]] += 1
-            tally[1, parts[row, col]] += confidence[row, col]
+    return parts, label_of[: found + 1].copy(), tallies
 
 
 @kernel

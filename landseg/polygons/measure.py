@@ -29,7 +29,7 @@ def metres_per_pixel(grid: Grid) -> NDArray[np.float64]:
     (n, m, 2, 2) float64, at least 2 x 2 points that are evenly spaced from the grid's first to its last corners.
     """
     a, b, c, d, e, f = grid.transform[:6]
-    unit = pyproj.CRS.from_wkt(grid.crs.to_wkt()).axis_info[0].unit_conversion_factor
+    unit = _metres_of_unit(pyproj.CRS.from_wkt(grid.crs.to_wkt()))
     sides_m = grid.shape[0] * math.hypot(b, e) * unit, grid.shape[1] * math.hypot(a, d) * unit
     points = [min(2 + math.ceil(side / SPACING_M), MOST_POINTS) for side in sides_m]
     rows, cols = (np.linspace(0, n, count) for n, count in zip(grid.shape, points, strict=True))
@@ -110,6 +110,13 @@ def _interpolate(metres: NDArray[np.float64], down: float, across: float) -> tup
     return found[0, 0], found[0, 1], found[1, 0], found[1, 1]
 
 
+def _metres_of_unit(crs: pyproj.CRS) -> float:
+    """Give the length of a CRS's unit in metres; that of an angle is along the equator."""
+    factor = float(crs.axis_info[0].unit_conversion_factor)
+    ellipsoid = crs.get_geod()
+    return factor * ellipsoid.a if crs.is_geographic and ellipsoid is not None else factor
+
+
 def _metres_per_unit(xy: NDArray[np.float64], crs: CRS) -> NDArray[np.float64]:
     """Differentiate (east, north) in metres on the ellipsoid by (x, y) in CRS units.
 
@@ -120,7 +127,7 @@ def _metres_per_unit(xy: NDArray[np.float64], crs: CRS) -> NDArray[np.float64]:
     (N, 2, 2) float64; the CRS's unit in metres times the identity where the projection can't be inverted.
     """
     projected = pyproj.CRS.from_wkt(crs.to_wkt())
-    unit = projected.axis_info[0].unit_conversion_factor
+    unit = _metres_of_unit(projected)
     planar = np.broadcast_to(unit * np.eye(2), (len(xy), 2, 2))
     geodetic, ellipsoid = projected.geodetic_crs, projected.get_geod()
     if geodetic is None or ellipsoid is None:

@@ -7,7 +7,7 @@ result is the same as the faces of the raster with its pixels relabelled.
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,19 +42,19 @@ class Merging:
         """Whether any face can be too small."""
         return max(self.min_area_m2, *self.min_area_m2_of_class.values(), 0.0) > 0
 
-    def min_pixels(self, grid: Grid) -> NDArray[np.int64]:
-        """Give the smallest number of pixels that is no less than the minimum, by class id, (256,) int64."""
-        minima = np.full(256, self.min_area_m2)
-        for class_id, area_m2 in self.min_area_m2_of_class.items():
-            minima[class_id] = area_m2
+    def min_pixels(self, class_ids: Sequence[int], grid: Grid) -> NDArray[np.int64]:
+        """Give the smallest number of pixels that is no less than the minimum, by label, (N + 1,) int64."""
+        minima = [0.0, *(self.min_area_m2_of_class.get(class_id, self.min_area_m2) for class_id in class_ids)]
         pixel_m2 = grid.pixel_size_m[0] * grid.pixel_size_m[1]
-        return np.ceil(minima / pixel_m2 - 1e-6).astype(np.int64)
+        return np.ceil(np.array(minima) / pixel_m2 - 1e-6).astype(np.int64)
 
-    def weights(self) -> NDArray[np.float64]:
-        """Give the affinities as a table, (256, 256) float64."""
-        table = np.ones((256, 256))
-        for classes, weight in self.affinity.items():
-            table[classes] = weight
+    def weights(self, class_ids: Sequence[int]) -> NDArray[np.float64]:
+        """Give the affinities as a table by labels, (N + 1, N + 1) float64."""
+        table = np.ones((len(class_ids) + 1, len(class_ids) + 1))
+        label = {class_id: place for place, class_id in enumerate(class_ids, start=1)}
+        for (small, neighbour), weight in self.affinity.items():
+            if small in label and neighbour in label:
+                table[label[small], label[neighbour]] = weight
         return table
 
 
@@ -105,7 +105,7 @@ class Borders:
         return Borders(self.pairs[order[first]], np.add.reduceat(self.lengths[order], first, axis=0))
 
 
-def merge_small(faces: Faces, borders: Borders, merging: Merging, grid: Grid) -> Faces:
+def merge_small(faces: Faces, borders: Borders, merging: Merging, class_ids: Sequence[int], grid: Grid) -> Faces:
     """Merge the faces below their minimum.
 
     Parameters
@@ -116,6 +116,8 @@ def merge_small(faces: Faces, borders: Borders, merging: Merging, grid: Grid) ->
         All borders between them.
     merging
         What is too small.
+    class_ids
+        Of each label from 1, ascending.
     grid
         Says how long a pixel's sides are and how large it is.
     """
@@ -123,10 +125,15 @@ def merge_small(faces: Faces, borders: Borders, merging: Merging, grid: Grid) ->
     # Borders are compared in units of the shorter side and rounded to 2^-20 of it, so that equal ones are equal.
     sides = np.hypot([a, b], [d, e])
     lengths = np.rint(borders.lengths @ (sides / sides.min()) * 2**20).astype(np.int64)
-    joined, class_id = _merge(
-        borders.pairs, lengths, faces.pixels, faces.class_id, merging.min_pixels(grid), merging.weights()
+    joined, label = _merge(
+        borders.pairs,
+        lengths,
+        faces.pixels,
+        faces.label,
+        merging.min_pixels(class_ids, grid),
+        merging.weights(class_ids),
     )
-    return faces.joined(joined, class_id)
+    return faces.joined(joined, label)
 
 
 @kernel
@@ -169,7 +176,7 @@ def _merge(
     pairs: NDArray[np.int32],
     lengths: NDArray[np.int64],
     face_pixels: NDArray[np.int64],
-    face_class: NDArray[np.uint8],
+    face_label: NDArray[np.uint8],
     min_pixels: NDArray[np.int64],
     weights: NDArray[np.float64],
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -183,11 +190,11 @@ def _merge(
     -------
     parent
         (faces + 1,) int32: the smallest face that each one was merged with, itself if none.
-    class_id
+    label
         (faces + 1,) uint8, right for those.
     """
     faces = len(face_pixels)
-    pixels, class_id = face_pixels.copy(), face_class.copy()
+    pixels, label = face_pixels.copy(), face_label.copy()
     parent = np.arange(faces).astype(np.int32)
     first, last = np.full(faces, -1, np.int64), np.full(faces, -1, np.int64)
     following = np.full(2 * len(pairs), -1, np.int64)
@@ -197,15 +204,13 @@ def _merge(
         first[face] = border
         if last[face] < 0:
             last[face] = border
-    queue = [
-        (pixels[face], class_id[face], face) for face in range(1, faces) if pixels[face] < min_pixels[class_id[face]]
-    ]
+    queue = [(pixels[face], label[face], face) for face in range(1, faces) if pixels[face] < min_pixels[label[face]]]
     heapq.heapify(queue)
     shared = np.zeros(faces, np.int64)
     neighbours = np.empty(faces, np.int64)
     while len(queue):
-        size, own_class, face = heapq.heappop(queue)
-        if parent[face] != face or pixels[face] != size or class_id[face] != own_class:
+        size, own_label, face = heapq.heappop(queue)
+        if parent[face] != face or pixels[face] != size or label[face] != own_label:
             continue
         count = 0
         border = first[face]
@@ -222,16 +227,16 @@ def _merge(
         best = neighbours[0]
         for k in range(1, count):
             other = neighbours[k]
-            gain = shared[other] * weights[own_class, class_id[other]]
-            most = shared[best] * weights[own_class, class_id[best]]
-            if gain > most or (gain == most and (class_id[other], other) < (class_id[best], best)):
+            gain = shared[other] * weights[own_label, label[other]]
+            most = shared[best] * weights[own_label, label[best]]
+            if gain > most or (gain == most and (label[other], other) < (label[best], best)):
                 best = other
-        new_class = class_id[best]
+        new_label = label[best]
         merged = face
         for k in range(count):
             other = neighbours[k]
             shared[other] = 0
-            if class_id[other] == new_class:
+            if label[other] == new_label:
                 low, high = min(merged, other), max(merged, other)
                 parent[high] = low
                 pixels[low] += pixels[high]
@@ -242,9 +247,9 @@ def _merge(
                 if last[high] >= 0:
                     last[low] = last[high]
                 merged = low
-        class_id[merged] = new_class
-        if pixels[merged] < min_pixels[new_class]:
-            heapq.heappush(queue, (pixels[merged], new_class, merged))
+        label[merged] = new_label
+        if pixels[merged] < min_pixels[new_label]:
+            heapq.heappush(queue, (pixels[merged], new_label, merged))
     for face in range(faces):
         parent[face] = find_root(parent, face)
-    return parent, class_id
+    return parent, label

@@ -1,4 +1,4 @@
-"""Strips of a raster, worked on side by side."""
+"""Strips of a raster of classes, worked on side by side."""
 
 import math
 from collections import deque
@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
+from rasterio.enums import MaskFlags
 from rasterio.windows import Window
+
+from landseg.polygons.compiled import kernel
+
+PIXELS_AT_ONCE = 2**21
+"""In a strip."""
+
+MOST_CLASSES = 255
+"""As many as labels of 8 bits tell apart beside nodata."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,34 +33,84 @@ class Strips:
     Parameters
     ----------
     raster
-        Its path.
+        Its path; band 1 holds the classes.
     shape
         Its (rows, cols).
     rows
         Of a strip, apart from the last one.
+    values
+        (N,) int64, ascending, N at most `MOST_CLASSES`: those that are classes. All others are nodata.
     """
 
     raster: Path
     shape: tuple[int, int]
     rows: int
+    values: NDArray[np.int64]
 
     def __len__(self) -> int:
         return math.ceil(self.shape[0] / self.rows)
 
-    def read(self, strip: int, band: int) -> NDArray[np.uint8]:
-        """Read a band of a strip, (n, cols) uint8."""
+    def labels(self, strip: int) -> NDArray[np.uint8]:
+        """Read a strip's labels, (n, cols) uint8: the place of each pixel's value among ``values``, from 1, or 0."""
+        return _labels(self.read(strip, 1), self.values)
+
+    def read(self, strip: int, band: int) -> NDArray[Any]:
+        """Read the values of a band, (n, cols); where the file has a mask of its own, masked ones are nodata."""
         first = strip * self.rows
         window = Window(0, first, self.shape[1], min(self.rows, self.shape[0] - first))
         # A file that stays open would fill GDAL's cache with blocks of other strips.
         with rasterio.open(self.raster) as file:
-            pixels: NDArray[np.uint8] = file.read(band, window=window)
-        return pixels
+            pixels: NDArray[Any] = file.read(band, window=window)
+            if MaskFlags.per_dataset not in file.mask_flag_enums[band - 1]:
+                return pixels
+            return np.where(file.read_masks(band, window=window), pixels.astype(np.float64), np.nan)
 
-    @property
-    def bands(self) -> int:
-        """How many bands the raster has."""
-        with rasterio.open(self.raster) as file:
-            return int(file.count)
+
+@kernel
+def _labels(pixels: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    rows, cols = pixels.shape
+    labels = np.empty((rows, cols), np.uint8)
+    for row in range(rows):
+        # Most pixels have the value of the one before.
+        last, label = pixels[row, 0], _label_of(pixels[row, 0], values)
+        for col in range(cols):
+            if pixels[row, col] != last:
+                last = pixels[row, col]
+                label = _label_of(last, values)
+            labels[row, col] = label
+    return labels
+
+
+@kernel
+def _label_of(value: Any, values: NDArray[np.int64]) -> int:
+    place = np.searchsorted(values, value)
+    return place + 1 if place < len(values) and values[place] == value else 0
+
+
+@kernel
+def distinct(pixels: NDArray[Any], most: int) -> NDArray[Any]:
+    """Find the distinct values of (rows, cols) pixels in ascending order, or ``most + 1`` of them if there are more.
+
+    What is not a number is left out.
+    """
+    found = np.empty(most + 1, pixels.dtype)
+    count = 0
+    for row in range(pixels.shape[0]):
+        last = pixels[row, 0]
+        for col in range(pixels.shape[1]):
+            value = pixels[row, col]
+            if (value == last and col > 0) or value != value:
+                continue
+            last = value
+            place = np.searchsorted(found[:count], value)
+            if place < count and found[place] == value:
+                continue
+            found[place + 1 : count + 1] = found[place:count].copy()
+            found[place] = value
+            count += 1
+            if count > most:
+                return found
+    return found[:count]
 
 
 def ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:

@@ -145,7 +145,9 @@ def _turn(corner: int, direction: int) -> int:
 
 @kernel
 def trace_strip(faces: NDArray[np.int32], corners: NDArray[np.uint8], first_row: int) -> Arcs:
-    """Follow all cracks of a strip.
+    """Follow all cracks of a strip; arcs that are open at a seam come first.
+
+    The others are complete, and begin as `landseg.polygons.seams.join_arcs` lets arcs begin.
 
     Parameters
     ----------
@@ -200,7 +202,8 @@ def trace_strip(faces: NDArray[np.int32], corners: NDArray[np.uint8], first_row:
         for col in range(cols):
             if not _is_node(corners[row, col]):
                 continue
-            for direction in range(4):
+            # In the order of the first vertices, so that a loop begins with the smaller of its two.
+            for direction in (UP, LEFT, RIGHT, DOWN):
                 if not _is_open(corners, row, col, direction):
                     continue
                 sides[n, 0], sides[n, 1] = _beside(faces, row, col, direction)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import landseg.run
 from landseg.config import RunConfig
 from landseg.outputs.drafts import Drafts
 from landseg.run import Progress, build_plan, execute
@@ -31,7 +30,7 @@ def out(tmp_path: Path) -> Path:
     return folder / "map.gpkg"
 
 
-STEPS = ["_map", "polygonize", "write_layer", "draw_picture", "write_manifest"]
+STEPS = ["run._map", "polygonizing.polygonize", "polygonizing.write_layer", "run.draw_picture", "run.write_manifest"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -42,7 +41,7 @@ def test_an_error_at_any_step_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(landseg.run, step, fail)
+    monkeypatch.setattr(f"landseg.{step}", fail)
     with pytest.raises(error):
         execute(build_plan(str(scene), out, RunConfig(model=str(small_bundle), picture=True)))
     assert list(out.parent.iterdir()) == []

@@ -232,14 +232,14 @@ def assert_simplified(simplified: Polygons, exact: Polygons, tolerance: float) -
 
 @given(labels=label_rasters.filter(np.any), tolerance=st.sampled_from([0.5, 1.0, 1.7, 3.0, 1000.0]))
 def test_simplified_polygons_are_a_coverage_near_the_exact_one(folder: Path, labels: Labels, tolerance: float) -> None:
-    assert_simplified(polygons_of(folder, labels, tolerance=tolerance), polygons_of(folder, labels), tolerance)
+    assert_simplified(polygons_of(folder, labels, tolerance_m=tolerance), polygons_of(folder, labels), tolerance)
 
 
 @pytest.mark.parametrize("tolerance", [1.0, 2.0, 1000.0])
 @given(labels=label_rasters.filter(np.any), strip_rows=st.integers(1, 11))
 def test_simplifying_does_not_depend_on_strips(folder: Path, labels: Labels, tolerance: float, strip_rows: int) -> None:
-    whole = polygons_of(folder, labels, tolerance=tolerance)
-    parts = polygons_of(folder, labels, tolerance=tolerance, strip_rows=strip_rows, threads=2)
+    whole = polygons_of(folder, labels, tolerance_m=tolerance)
+    parts = polygons_of(folder, labels, tolerance_m=tolerance, strip_rows=strip_rows, threads=2)
     assert shapely.to_wkb(parts.geometry).tolist() == shapely.to_wkb(whole.geometry).tolist()
 
 
@@ -250,7 +250,7 @@ def test_a_real_map_generalised_is_a_coverage(
 ) -> None:
     merging = Merging(min_area_m2)
     exact = polygons_of(folder, block, merging=merging)
-    polygons = polygons_of(folder, block, merging=merging, tolerance=tolerance, strip_rows=40)
+    polygons = polygons_of(folder, block, merging=merging, tolerance_m=tolerance, strip_rows=40)
     assert_simplified(polygons, exact, tolerance)
     assert shapely.area(exact.geometry).sum() == 4 * np.count_nonzero(block)
     assert len(exact) == 1 or exact.area_m2.min() >= min_area_m2 * (1 - 1e-6)
@@ -261,7 +261,7 @@ def test_simplifying_makes_stairs_slopes_and_keeps_the_corners_of_buildings(fold
     labels[5:15, 5:20] = 2  # a building
     for row in range(40):
         labels[row, 30 + row : 34 + row] = 3  # a road at 45 degrees
-    exact, simplified = polygons_of(folder, labels), polygons_of(folder, labels, tolerance=2.0)
+    exact, simplified = polygons_of(folder, labels), polygons_of(folder, labels, tolerance_m=2.0)
     assert_simplified(simplified, exact, 2.0)
     building, road = (simplified.geometry[simplified.class_id == label][0] for label in (2, 3))
     assert building.equals(exact.geometry[exact.class_id == 2][0])

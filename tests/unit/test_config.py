@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from landseg.config import RunConfig, TrainConfig, legend_of, load_config, override
+from landseg.config import LegendConfig, RunConfig, TrainConfig, legend_of, load_config, override
 from landseg.errors import ConfigError
 from landseg.legend import LandClass
 
@@ -323,3 +324,12 @@ def test_lengths_have_units(text: str, length_m: float) -> None:
 def test_areas_without_sense_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--min-area"):
         override(RunConfig(), {"min_area": text})
+
+
+def test_affinities_are_by_class_name() -> None:
+    road = {"class_id": 1, "name": "road", "colour": "#000000", "affinity": {"land": 2.5}}
+    land = {"class_id": 2, "name": "land", "colour": "#ffffff"}
+    config = LegendConfig.model_validate({"legend": [road, land]})
+    assert legend_of(config.legend).affinity == {(1, 2): 2.5}
+    with pytest.raises(ValidationError, match="an affinity names 'land', which is not in the legend"):
+        LegendConfig.model_validate({"legend": [road]})

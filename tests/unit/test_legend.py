@@ -34,14 +34,15 @@ def test_colour_is_read_as_red_green_blue() -> None:
 
 
 @pytest.mark.parametrize("class_id", [NODATA, MAX_CLASS_ID + 1, -1])
-def test_class_ids_that_mean_something_else_are_refused(class_id: int) -> None:
+def test_class_ids_that_mean_something_else_are_no_labels(class_id: int) -> None:
+    legend = Legend((LandClass(class_id, "x", "#000000"),))
     with pytest.raises(ValueError, match=f"class id {class_id} of 'x'"):
-        LandClass(class_id, "x", "#000000")
+        legend.check_labels()
 
 
 @pytest.mark.parametrize("class_id", [1, MAX_CLASS_ID])
 def test_outermost_class_ids_are_taken(class_id: int) -> None:
-    assert LandClass(class_id, "x", "#000000").class_id == class_id
+    Legend((LandClass(class_id, "x", "#000000"),)).check_labels()
 
 
 @pytest.mark.parametrize("colour", ["red", "#fff", "#12345g", "#1234567", " #123456", "#123456\n"])
@@ -68,3 +69,9 @@ def test_a_blank_name_is_refused() -> None:
 def test_legends_that_contradict_themselves_are_refused(classes: tuple[LandClass, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Legend(classes)
+
+
+@pytest.mark.parametrize("affinity", [{(7, 9): 1.0}, {(9, 7): 1.0}, {(7, 3): -0.5}])
+def test_affinities_that_make_no_sense_are_refused(affinity: dict[tuple[int, int], float]) -> None:
+    with pytest.raises(ValueError, match="makes no sense"):
+        Legend((WATER, LAKE), affinity)

@@ -4,7 +4,6 @@
 // a rotated grid stands upright.
 
 const report = JSON.parse(document.getElementById("report").textContent);
-const classes = new Map(report.classes.map((c) => [c.class_id, c]));
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -91,7 +90,7 @@ function showUnsure(select) {
       "the other classes together are likelier than the one mapped. The largest:"
     : `No polygon has a mean confidence below ${below} %.`;
   const items = largest.map((polygon) => {
-    const c = classes.get(polygon.class_id);
+    const c = report.classes[polygon.place];
     const name = element("span", { className: "name" }, swatch(c.colour), c.class_name);
     const figures = `${area(polygon.area_m2)}, ${number(polygon.confidence)} %`;
     const button = element("button", { type: "button" }, name, element("span", { className: "figures", textContent: figures }));
@@ -131,7 +130,7 @@ async function readPolygons() {
     area_m2: take(Float32Array, polygons),
     confidence: take(Float32Array, polygons),
     perimeter_m: take(Float32Array, polygons),
-    class_id: take(Uint8Array, polygons),
+    places: take(Uint16Array, polygons),
   };
   data.boxes = boxes(data);
   return data;
@@ -212,12 +211,12 @@ const PolygonTiles = L.GridLayer.extend({
     context.lineWidth = 0.6 / scale;
     const paths = new Map();
     for (const polygon of within(this.data, left, top, left + side, top + side)) {
-      const id = this.data.class_id[polygon];
-      if (!paths.has(id)) paths.set(id, new Path2D());
-      trace(this.data, polygon, paths.get(id));
+      const place = this.data.places[polygon];
+      if (!paths.has(place)) paths.set(place, new Path2D());
+      trace(this.data, polygon, paths.get(place));
     }
-    for (const [id, path] of paths) {
-      context.fillStyle = context.strokeStyle = classes.get(id).colour;
+    for (const [place, path] of paths) {
+      context.fillStyle = context.strokeStyle = report.classes[place].colour;
       context.fill(path, "evenodd");
       context.stroke(path);
     }
@@ -292,11 +291,12 @@ function selector(map, data) {
 }
 
 function attributes(data, polygon) {
-  const c = classes.get(data.class_id[polygon]);
+  const c = report.classes[data.places[polygon]];
+  const confidence = data.confidence[polygon];
   const rows = [
     ["Class", element("span", {}, swatch(c.colour), c.class_name)],
     ["Area", area(data.area_m2[polygon])],
-    ["Mean confidence", `${number(data.confidence[polygon])} %`],
+    ["Mean confidence", Number.isNaN(confidence) ? "unknown" : `${number(confidence)} %`],
     ["Perimeter", `${number(data.perimeter_m[polygon])} m`],
   ];
   const cells = rows.map(([term, value]) =>
@@ -309,7 +309,8 @@ async function main() {
   showSummary();
   showLegend();
   showAreas();
-  showHistogram();
+  if (report.histogram.length) showHistogram();
+  else document.querySelectorAll(".about-confidence").forEach((section) => section.remove());
   showProvenance();
   const map = showMap();
   const data = await readPolygons();
@@ -325,7 +326,7 @@ async function main() {
   map.getContainer().addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target === map.getContainer()) read(map.getCenter());
   });
-  showUnsure(select);
+  if (report.histogram.length) showUnsure(select);
   document.body.dataset.ready = "true";
 }
 

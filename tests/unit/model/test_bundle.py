@@ -40,7 +40,8 @@ CARD = Card(
     mean=(1.5, 2.0, 3.0, 4.0),
     std=(10.0, 20.0, 30.0, 40.0),
     legend=Legend(
-        (LandClass(7, "water", "#56b4e9"), LandClass(3, "lake", "#0a0bff", 7), LandClass(9, "road", "#000000"))
+        (LandClass(7, "water", "#56b4e9"), LandClass(3, "lake", "#0a0bff", 7), LandClass(9, "road", "#000000")),
+        {(3, 7): 2.0},
     ),
     value_range=(0.0, 3000.0),
     temperature=1.75,
@@ -344,7 +345,7 @@ def test_a_missing_field_is_named(bundle: Bundle, where: tuple[str | int, ...], 
         (lambda p: p.update(gsd="wide"), "wide"),
         (lambda p: p["mlm:input"].clear(), "out of range"),
         (lambda p: p["landseg:architecture"].update(depth=3), "depth"),
-        (lambda p: p["mlm:output"][0]["classification:classes"][0].update(value=0), "class id 0"),
+        (lambda p: p["mlm:output"][0]["classification:classes"][2].update(value=0), "class id 0"),
     ],
 )
 def test_a_card_that_contradicts_itself_is_refused(

@@ -18,6 +18,7 @@ from landseg.legend import LandClass, Legend
 from landseg.outputs.report import (
     UNITS_PER_PX,
     confidence_histogram,
+    draw_classes,
     find_imagery,
     polygon_data,
     read_map,
@@ -30,19 +31,21 @@ from tests.conftest import Landseg
 
 UTM = CRS.from_epsg(32640)
 # A map is the user's: names of classes may hold anything.
-LEGEND = Legend((LandClass(3, "</script><b>water", "#56b4e9"), LandClass(1, "building", "#d55e00")))
+LEGEND = Legend((LandClass(300, "</script><b>water", "#56b4e9"), LandClass(0, "building", "#d55e00")))
 
 
 @pytest.fixture
 def geopackage(tmp_path: Path) -> Path:
     """A square of water around a building."""
     building = shapely.box(500_004, 2_700_004, 500_008, 2_700_006)
+    square = shapely.difference(shapely.box(500_000, 2_700_000, 500_010, 2_700_010), building)
+    _, xy, (ring_offsets, polygon_offsets) = shapely.to_ragged_array(np.array([square, building]))
     polygons = Polygons(
         face_id=np.array([1, 2], np.int32),
-        geometry=np.array(
-            [shapely.difference(shapely.box(500_000, 2_700_000, 500_010, 2_700_010), building), building]
-        ),
-        class_id=np.array([3, 1], np.uint8),
+        xy=xy,
+        ring_offsets=ring_offsets,
+        polygon_offsets=polygon_offsets,
+        class_id=np.array([300, 0], np.int32),
         confidence=np.array([81, 42], np.float32),
         area_m2=np.array([92.0, 8.0]),
         perimeter_m=np.array([52.0, 12.0]),
@@ -69,7 +72,7 @@ def test_a_page_tells_what_the_geopackage_holds(geopackage: Path) -> None:
         ("building", "#d55e00", 8),
     ]
     assert report["unsure"]["share"] == pytest.approx(0.08)
-    assert [(p["index"], p["class_id"], p["area_m2"]) for p in report["unsure"]["largest"]] == [(1, 1, 8)]
+    assert [(p["index"], p["place"], p["area_m2"]) for p in report["unsure"]["largest"]] == [(1, 1, 8)]
     assert report["provenance"] == [["Map", "map.gpkg"], ["Manifest", "none beside the map"]]
     assert report["imagery"] is None
 
@@ -93,8 +96,8 @@ def test_the_script_can_unpack_the_polygons(geopackage: Path) -> None:
     assert found is not None
     content = gzip.decompress(base64.b64decode(found[1]))
     assert report["counts"] == {"vertices": 15, "rings": 3, "polygons": 2}
-    assert len(content) == 15 * 8 + 3 * 4 + 2 * (4 + 3 * 4 + 1)
-    assert list(content[-2:]) == [3, 1]
+    assert len(content) == 15 * 8 + 3 * 4 + 2 * (4 + 3 * 4 + 2)
+    assert np.frombuffer(content[-4:], "<u2").tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("transform", [Affine(0.5, 0, 500_000, 0, -0.5, 2_700_010), Affine.rotation(30)])
@@ -103,9 +106,9 @@ def test_positions_are_within_half_a_unit(transform: Affine) -> None:
     grid = Grid((100, 100), transform, UTM)
     centres = np.array([transform @ (col, row) for col, row in rng.uniform(10, 90, (20, 2))])
     geometry = shapely.buffer(shapely.points(centres), 3)
-    figures = pd.DataFrame({name: np.ones(20) for name in ("class_id", "area_m2", "confidence", "perimeter_m")})
+    figures = pd.DataFrame({name: np.ones(20) for name in ("area_m2", "confidence", "perimeter_m")})
 
-    counts, packed = polygon_data(geometry, figures, grid)
+    counts, packed = polygon_data(geometry, figures, np.zeros(20, np.intp), grid)
 
     deltas = np.frombuffer(gzip.decompress(packed), "<i4", 2 * counts["vertices"]).reshape(2, -1)
     cols, rows = deltas.cumsum(axis=1) / UNITS_PER_PX
@@ -123,9 +126,24 @@ def test_the_histogram_is_of_areas() -> None:
     assert histogram[-1] == pytest.approx(0.7)
 
 
+def test_a_map_without_confidence_has_no_histogram() -> None:
+    polygons = pd.DataFrame({"confidence": [np.nan, np.nan], "area_m2": [10.0, 20.0]})
+    assert confidence_histogram(polygons) == []
+
+
+def test_the_overlay_has_the_polygons_colours(geopackage: Path) -> None:
+    content = read_map(geopackage)
+    grid = Grid((10, 12), Affine(1, 0, 500_000, 0, -1, 2_700_010), UTM)
+    overlay = draw_classes(content, grid)
+    building = overlay[4:6, 4:8]
+    assert (building == (213, 94, 0, 255)).all()
+    assert (overlay == (86, 180, 233, 255)).all(axis=-1).sum() == 92
+    assert (overlay[:, 10:] == 0).all()
+
+
 def test_the_largest_of_the_unsure_are_listed_by_their_place_in_the_page() -> None:
     polygons = pd.DataFrame(
-        {"class_id": 1, "confidence": [40.0, 90.0, 49.0, 50.0, 30.0], "area_m2": [5.0, 50.0, 9.0, 30.0, 1.0]}
+        {"place": 1, "confidence": [40.0, 90.0, 49.0, 50.0, 30.0], "area_m2": [5.0, 50.0, 9.0, 30.0, 1.0]}
     )
     unsure = unsure_polygons(polygons, np.array([0, 1, 2, 3]))
     assert (unsure["polygons"], unsure["area_m2"]) == (3, 15)
@@ -141,6 +159,15 @@ def test_what_is_no_map_is_refused(tmp_path: Path, landseg: Landseg) -> None:
     refused = landseg("report", path, "--out", tmp_path / "page.html")
     assert refused.code == 3
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_json_file_that_is_no_manifest_is_passed_over_but_a_torn_one_is_not(geopackage: Path) -> None:
+    beside = geopackage.with_suffix(".json")
+    beside.write_text('{"type": "FeatureCollection"}')
+    assert read_map(geopackage).manifest == {}
+    beside.write_text('{"properties": ')
+    with pytest.raises(InputError, match=r"map\.json"):
+        read_map(geopackage)
 
 
 def test_a_page_is_not_replaced_unasked(geopackage: Path, landseg: Landseg) -> None:

@@ -3,7 +3,7 @@ import resource
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -27,13 +27,17 @@ LEGEND = Legend(
 )
 
 
-def squares(count: int) -> Polygons:
-    x = 500_000 + 10.0 * np.arange(count)
+def squares(count: int, first: int = 0) -> Polygons:
+    n = np.arange(first, first + count)
+    x = 500_000 + 10.0 * n
+    _, xy, (ring_offsets, polygon_offsets) = shapely.to_ragged_array(shapely.box(x, 2_700_000, x + 10, 2_700_010))
     return Polygons(
-        face_id=np.arange(1, count + 1, dtype=np.int32),
-        geometry=shapely.box(x, 2_700_000, x + 10, 2_700_010),
-        class_id=np.where(np.arange(count) % 3 == 0, 1, 3).astype(np.uint8),
-        confidence=(60 + np.arange(count) % 3 * 10).astype(np.float32),
+        face_id=(n + 1).astype(np.int32),
+        xy=xy,
+        ring_offsets=ring_offsets,
+        polygon_offsets=polygon_offsets,
+        class_id=np.where(n % 3 == 0, 1, 3).astype(np.int32),
+        confidence=(60 + n % 3 * 10).astype(np.float32),
         area_m2=np.full(count, 100.08),
         perimeter_m=np.full(count, 40.016),
     )
@@ -47,10 +51,8 @@ def geopackage(tmp_path: Path) -> Path:
 
 
 def batches(count: int, at_once: int = 4) -> Iterator[Polygons]:
-    polygons = squares(count)
-    for start in range(0, count, at_once):
-        part = slice(start, start + at_once)
-        yield Polygons(*(getattr(polygons, field.name)[part] for field in fields(Polygons)))
+    for first in range(0, count, at_once):
+        yield squares(min(at_once, count - first), first)
 
 
 def class_areas(*batches: Polygons) -> tuple[ClassArea, ...]:
@@ -70,15 +72,28 @@ def test_class_areas_are_in_legend_order_with_empty_classes() -> None:
 
 
 def test_confidence_is_weighted_by_area() -> None:
-    polygons = Polygons(
-        np.array([1, 2], np.int32),
-        squares(2).geometry,
-        np.array([1, 1], np.uint8),
-        np.array([50, 90], np.float32),
-        np.array([300.0, 100.0]),
-        np.array([1.0, 1.0]),
+    polygons = replace(
+        squares(2),
+        class_id=np.array([1, 1], np.int32),
+        confidence=np.array([50, 90], np.float32),
+        area_m2=np.array([300.0, 100.0]),
     )
     assert class_areas(polygons)[1].confidence == pytest.approx(60)
+
+
+def test_class_ids_may_be_any_whole_numbers() -> None:
+    legend = Legend(
+        (LandClass(512, "lake", "#56b4e9"), LandClass(-1, "sea", "#0072b2"), LandClass(111, "x", "#000000"))
+    )
+    count = AreaCount(legend)
+    list(count.passing([replace(squares(3), class_id=np.array([-1, 512, -1], np.int32))]))
+    assert [(area.class_id, area.polygons) for area in count.areas()] == [(512, 1), (-1, 2), (111, 0)]
+
+
+def test_without_confidence_a_class_has_none() -> None:
+    water, *_ = class_areas(replace(squares(6), confidence=np.full(6, np.nan, np.float32)))
+    assert water.polygons == 4
+    assert water.confidence is None
 
 
 def test_an_empty_map_has_shares_of_0() -> None:

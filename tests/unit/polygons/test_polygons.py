@@ -26,7 +26,10 @@ def polygons_of(
     bands = np.stack([np.array(band, np.uint8) for band in (labels, confidence) if band is not None])
     raster = write(folder, bands, transform)
     grid = Grid(bands.shape[1:], transform, UTM)
-    return Polygons.concatenate(polygonize(raster, grid, work=folder, threads=1, **options))
+    confidence_band = None if confidence is None else 2
+    return Polygons.concatenate(
+        polygonize(raster, grid, work=folder, confidence_band=confidence_band, threads=1, **options)
+    )
 
 
 def write(folder: Path, bands: NDArray[np.uint8], transform: Affine = NORTH_UP) -> Path:
@@ -41,7 +44,7 @@ def write(folder: Path, bands: NDArray[np.uint8], transform: Affine = NORTH_UP) 
 def test_nodata_is_no_polygon_and_class_1_is_one(tmp_path: Path) -> None:
     polygons = polygons_of(tmp_path, [[0, 1, 1], [0, 0, 2]])
     assert polygons.class_id.tolist() == [1, 2]
-    assert polygons.class_id.dtype == np.uint8
+    assert polygons.class_id.dtype == np.int32
     assert polygons.geometry[0].equals(shapely.box(500_002, 2_699_998, 500_006, 2_700_000))
 
 
@@ -132,7 +135,7 @@ def test_no_temporary_file_is_left(tmp_path: Path) -> None:
 def test_a_map_of_nodata_has_no_polygons(tmp_path: Path) -> None:
     polygons = polygons_of(tmp_path, np.zeros((3, 4), np.uint8))
     assert len(polygons) == len(polygons.area_m2) == len(polygons.perimeter_m) == len(polygons.confidence) == 0
-    assert polygons.class_id.dtype == np.uint8
+    assert polygons.class_id.dtype == np.int32
 
 
 def test_one_pixel(tmp_path: Path) -> None:

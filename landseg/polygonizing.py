@@ -1,0 +1,162 @@
+"""From a raster of classes, landseg's own or anyone's, to a layer of polygons."""
+
+import colorsys
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from landseg.config import LegendConfig, PolygonConfig, legend_of, load_config
+from landseg.errors import InputError, UsageError
+from landseg.grid import Grid
+from landseg.legend import LandClass, Legend
+from landseg.outputs import ClassArea
+from landseg.outputs.drafts import Drafts, check_space, check_writable
+from landseg.outputs.vector import companions, write_layer
+from landseg.polygons import polygonize
+from landseg.polygons.classes import ClassRaster, read_class_raster
+from landseg.polygons.merge import Merging
+
+BYTES_PER_PIXEL = 0.5
+"""Room on disk that a realistic map's polygons take: their spool, and the layer beside it."""
+
+OKABE_ITO = ("#d55e00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#cc79a7", "#e69f00", "#5a5a5a")
+"""Colours for classes that have none, the first eight: Okabe and Ito, "Color Universal Design", 2008."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Polygons that were written.
+
+    Parameters
+    ----------
+    files
+        The layer's own, and those that belong to it.
+    areas
+        What each class covers.
+    """
+
+    files: tuple[Path, ...]
+    areas: tuple[ClassArea, ...]
+
+
+def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Path | None = None) -> Layer:
+    """Draw the polygons of band 1 of a raster of classes.
+
+    What the raster declares as nodata, masks or holds as not-a-number has no polygons; every other value is a class,
+    0 among them. A second band named ``confidence``, as landseg's own maps have it, gives the polygons' confidence.
+
+    Parameters
+    ----------
+    raster
+        Any raster of whole numbers that GDAL reads.
+    out
+        The layer to write, in the format of its suffix.
+    config
+        The options.
+    legend
+        YAML file of names, colours and affinities, a `LegendConfig`; by default the raster's category names and
+        colour table say what they know.
+
+    Raises
+    ------
+    UsageError
+        If ``out`` or an option does not make sense.
+    InputError
+        If it is no raster of classes, or holds values that the legend lacks.
+    ResourceError
+        If disk or memory run out.
+    """
+    files = (*companions(out), out)
+    check_writable(out, files, overwrite=config.overwrite)
+    if out.exists() and out.samefile(raster):
+        raise UsageError(f"the output {out} is the raster itself", "choose another --out")
+    source = read_class_raster(raster, config.assume_crs)
+    known = _own_legend(source) if legend is None else _given_legend(source, legend)
+    check_minima(config, known)
+    check_space(out.parent, int(source.grid.size * BYTES_PER_PIXEL))
+    with Drafts(out) as drafts:
+        draft = drafts.path(out)
+        areas = write_polygons(draft, raster, source.grid, known, config, confidence_band=source.confidence_band)
+        drafts.publish(files)
+    return Layer(files, areas)
+
+
+def check_minima(config: PolygonConfig, legend: Legend) -> None:
+    """Raise `UsageError` where a minimum area is given for a class that there is not."""
+    unknown = sorted(config.min_area_of_class.keys() - set(legend.names))
+    if unknown:
+        raise UsageError(
+            f"a minimum area is given for '{unknown[0]}', which is no class of the map",
+            f"its classes: {', '.join(legend.names)}",
+        )
+
+
+def write_polygons(
+    path: Path, raster: Path, grid: Grid, legend: Legend, config: PolygonConfig, *, confidence_band: int | None
+) -> tuple[ClassArea, ...]:
+    """Draw a raster's polygons into a layer.
+
+    Parameters
+    ----------
+    path
+        A draft; temporary files stand beside it as long as it is written.
+    raster
+        On ``grid``; band 1 holds the class ids of ``legend``, and whatever else is nodata.
+    config
+        Minimum areas and tolerance.
+    confidence_band
+        Band that holds uint8 percent, if there is one.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full.
+    """
+    ids = {c.name: c.class_id for c in legend}
+    minima = {ids[name]: area_m2 for name, area_m2 in config.min_area_of_class.items()}
+    polygons = polygonize(
+        raster,
+        grid,
+        work=path.parent,
+        class_ids=sorted(legend.class_ids),
+        confidence_band=confidence_band,
+        merging=Merging(config.min_area, minima, legend.affinity),
+        tolerance_m=config.simplify,
+    )
+    with closing(polygons):
+        return write_layer(path, polygons, legend, grid.crs)
+
+
+def _given_legend(source: ClassRaster, file: Path) -> Legend:
+    """Read a legend and check that it has all classes of a raster."""
+    legend = legend_of(load_config(file, LegendConfig).legend)
+    unknown = [value for value in source.values if value not in legend.class_ids]
+    if unknown:
+        raise InputError(
+            f"{source.path} holds {', '.join(map(str, unknown[:5]))}, which {file} does not name",
+            "name it there, or declare it as nodata in the raster: gdal_edit.py -a_nodata",
+        )
+    return legend
+
+
+def _own_legend(source: ClassRaster) -> Legend:
+    """Make a legend of what a raster says of its values; a name that stands twice has the value after it."""
+    names = [source.names.get(value, str(value)).strip() or str(value) for value in source.values]
+    return Legend(
+        tuple(
+            LandClass(
+                value,
+                name if names.count(name) == 1 else f"{name} ({value})",
+                source.colours.get(value, _colour(place)),
+            )
+            for place, (value, name) in enumerate(zip(source.values, names, strict=True))
+        )
+    )
+
+
+def _colour(place: int) -> str:
+    """Give a colour unlike those before it: hues a golden section apart, beyond the first few."""
+    if place < len(OKABE_ITO):
+        return OKABE_ITO[place]
+    rgb = colorsys.hsv_to_rgb(place * 0.618034 % 1, 0.45 + 0.15 * (place % 3), 0.85)
+    return "#{:02x}{:02x}{:02x}".format(*(round(255 * part) for part in rgb))
