@@ -1,9 +1,6 @@
-"""The outputs in the real QGIS, of the Debian packages ``qgis`` and ``python3-qgis``, without a screen."""
+"""The outputs in the real QGIS."""
 
-import json
-import os
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +13,9 @@ from numpy.typing import NDArray
 from landseg.legend import Legend
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
 from landseg.run import OutputPaths
+from tests.e2e.real_qgis import look, needs_qgis
 
-QGIS_PYTHON = Path("/usr/bin/python3")
-SESSION = Path(__file__).with_name("qgis_session.py")
-
-
-def in_qgis(home: Path, *arguments: object) -> Any:
-    """Run the session's script; give what it printed as JSON."""
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "QT_QPA_PLATFORM": "offscreen"}
-    environment["XDG_RUNTIME_DIR"] = str(home)
-    command = [str(QGIS_PYTHON), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _has_qgis() -> None:
-    probe = subprocess.run([QGIS_PYTHON, "-c", "import qgis.core"], capture_output=True, check=False)
-    if probe.returncode != 0:
-        pytest.skip("QGIS is not installed: apt-get install qgis python3-qgis")
+pytestmark = needs_qgis
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(demo: tuple[OutputPaths, str], folder: Path) -> dict[str, Any]:
     outputs = demo[0]
     table = f"{outputs.polygons}|layername=class_areas"
-    return in_qgis(folder, SESSION, folder, outputs.raster, outputs.polygons, table, outputs.project)
+    return look(folder, outputs.raster, outputs.polygons, table, outputs.project)
 
 
 def classes_of(legend: Legend) -> list[list[Any]]:
@@ -150,7 +130,7 @@ def test_the_project_s_folder_can_be_moved(demo: tuple[OutputPaths, str], tmp_pa
     for path in outputs.all:
         shutil.copy(path, tmp_path / path.name)
 
-    moved = in_qgis(tmp_path, SESSION, tmp_path, tmp_path / "landuse.qgz")["landuse.qgz"]
+    moved = look(tmp_path, tmp_path / "landuse.qgz")["landuse.qgz"]
 
     assert [name for name, _, layer in moved["groups"]["Land use"] if layer["valid"]] == [
         "Land use",
