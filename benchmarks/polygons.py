@@ -10,7 +10,6 @@ what comes of them. They get slow, so that --references and --coverages say up t
 import argparse
 import functools
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -75,7 +74,8 @@ TEXTURES: dict[str, Callable[[Path], NDArray[np.uint8]]] = {"fine": fine, "reali
 def write_map(path: Path, texture: NDArray[np.uint8], side: int) -> None:
     """Repeat a texture over a raster of ``side`` squared pixels."""
     columns = np.arange(side) % texture.shape[1]
-    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": 255, "crs": UTM, "transform": TRANSFORM}
+    nodata = 255 if (texture == 255).any() else None
+    profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "nodata": nodata, "crs": UTM, "transform": TRANSFORM}
     with rasterio.open(path, "w", **profile, height=side, width=side, tiled=True, compress="deflate", zlevel=1) as file:
         for top in range(0, side, 256):
             rows = np.arange(top, min(top + 256, side)) % texture.shape[0]
@@ -112,7 +112,9 @@ def by_coverage_simplify(raster: Path, _: Path) -> Iterator[int]:
 def _gdal_polygons(raster: Path) -> list[shapely.Geometry]:
     with rasterio.open(raster) as file:
         band = rasterio.band(file, 1)
-        return [shape(face) for face, _ in rasterio.features.shapes(band, connectivity=4, transform=file.transform)]
+        mask = None if file.nodata is None else file.dataset_mask().astype(bool)
+        faces = rasterio.features.shapes(band, mask, connectivity=4, transform=file.transform)
+        return [shape(face) for face, _ in faces]
 
 
 def _measured(way: Callable[[Path, Path], int | Iterator[int]], raster: Path, small: Path) -> Figure:
@@ -126,8 +128,13 @@ def _measured(way: Callable[[Path, Path], int | Iterator[int]], raster: Path, sm
                 start = time.perf_counter()
                 next(steps, None)
             seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Figure(seconds, peak, polygons)
+    return Figure(seconds, _peak_bytes(), polygons)
+
+
+def _peak_bytes() -> int:
+    """Give this process's largest resident memory; Linux's getrusage would count its parent's as well."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 def measure(way: Callable[[Path, Path], int | Iterator[int]], raster: Path, small: Path) -> Figure:

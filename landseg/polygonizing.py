@@ -11,7 +11,7 @@ from landseg.grid import Grid
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
-from landseg.outputs.vector import companions, write_layer
+from landseg.outputs.vector import check_format, companions, write_layer
 from landseg.polygons import polygonize
 from landseg.polygons.classes import ClassRaster, read_class_raster
 from landseg.polygons.merge import Merging
@@ -66,6 +66,7 @@ def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Pa
     ResourceError
         If disk or memory run out.
     """
+    check_format(out)
     files = (*companions(out), out)
     check_writable(out, files, overwrite=config.overwrite)
     if out.exists() and out.samefile(raster):

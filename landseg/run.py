@@ -6,7 +6,6 @@
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -33,7 +32,7 @@ from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
-from landseg.outputs.vector import companions, driver_of
+from landseg.outputs.vector import check_format, companions
 from landseg.polygonizing import check_minima, write_polygons
 from landseg.predict import Predictor, choose_device, choose_precision
 from landseg.scene import (
@@ -48,8 +47,6 @@ from landseg.scene import (
     value_ranges,
 )
 from landseg.scene import working_grid as choose_grid
-
-log = logging.getLogger(__name__)
 
 PICTURE_PX = 1600
 """Longest side of the map that the picture is drawn from."""
@@ -267,8 +264,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     ResourceError
         If the device asked for is not there.
     """
-    if driver_of(out) == "ESRI Shapefile":
-        log.warning("Shapefiles cut names to ten characters and end at 2 GB; a GeoPackage has no such limits")
+    check_format(out)
     bundle = read_bundle(config.model)
     card = bundle.card
     check_minima(config, card.legend)
