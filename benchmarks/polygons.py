@@ -28,7 +28,6 @@ from rasterio.windows import Window
 from scipy.ndimage import gaussian_filter
 from shapely.geometry import shape
 
-from benchmarks.large_scene import machine
 from landseg.config import PolygonConfig
 from landseg.polygonizing import polygonize_raster
 from landseg.polygons import polygonize
@@ -146,6 +145,9 @@ def measure(way: Callable[[Path, Path], int | Iterator[int]], raster: Path, smal
 
 def main() -> None:
     """Parse, run and print."""
+    # Here, since it brings torch, which would count in the processes that are measured.
+    from benchmarks.large_scene import machine
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sides", type=int, nargs="+", default=[2048, 8192, 16384], help="rows and columns")
     parser.add_argument("--textures", nargs="+", choices=TEXTURES, default=list(TEXTURES))
