@@ -18,7 +18,8 @@ import rasterio
 import torch
 
 from landseg.config import RunConfig
-from landseg.run import Progress, build_plan, execute
+from landseg.mapping import Progress
+from landseg.run import build_plan, execute
 
 DEMO = Path(__file__).parent.parent / "data_catalog/scenes/dubai-tile2/dubai_tile2.tif"
 

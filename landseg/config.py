@@ -76,6 +76,7 @@ class RunConfig(Strict):
     nodata_policy: Literal["all", "any"] = Field(
         "all", description="a pixel is invalid when all of the model's bands are nodata, or when any is"
     )
+    on_error: Literal["fail", "nodata"] = Field("fail", description="what becomes of pixels that can't be read")
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
     assume_crs: str | None = Field(None, description="coordinate reference system of a scene that names none")
     overwrite: bool = Field(False, description="replace existing outputs")

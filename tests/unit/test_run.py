@@ -13,12 +13,12 @@ from rasterio.crs import CRS
 
 from landseg.config import RunConfig
 from landseg.errors import DiskError, UsageError
+from landseg.mapping import Progress
 from landseg.mosaic import Mosaic
 from landseg.run import (
     BASE_BYTES,
     OutputPaths,
     Plan,
-    Progress,
     build_plan,
     check,
     execute,
