@@ -7,6 +7,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -24,9 +25,10 @@ from torch import Tensor
 from landseg import __version__
 from landseg.chips import Batch
 from landseg.config import RunConfig
-from landseg.errors import RunInterruptedError, SceneError, UsageError
-from landseg.grid import Grid, Tiling, windows_of
+from landseg.errors import MemoryLimitError, RunInterruptedError, SceneError, UsageError
+from landseg.grid import Grid, Strip, Tiling, windows_of
 from landseg.legend import NODATA, Legend
+from landseg.machine import available_bytes, cores
 from landseg.mapping import (
     BATCHES_PER_STRIP,
     MapJob,
@@ -45,7 +47,7 @@ from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.vector import companions, driver_of, write_layer
-from landseg.polygons import polygonize
+from landseg.polygons import PIXELS_AT_ONCE, polygonize
 from landseg.polygons.merge import Merging
 from landseg.predict import choose_device, choose_precision
 from landseg.scene import (
@@ -67,8 +69,11 @@ log = logging.getLogger(__name__)
 PICTURE_PX = 1600
 """Longest side of the map that the picture is drawn from."""
 
-BASE_BYTES = 800 * 2**20
-"""What Python, torch and GDAL take, with a tenth to spare; measured on Linux with torch 2.15, on the CPU."""
+BASE_BYTES = 820 * 2**20
+"""What Python, torch and GDAL take; measured on Linux with torch 2.15, on the CPU."""
+
+POLYGON_BYTES_PER_PIXEL = 70
+"""Of a strip that polygons are made of; measured on maps of 20 pixels a polygon."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,10 @@ class Plan:
         Where and in what type the network runs.
     batch
         Chips per forward pass.
+    threads
+        Of the stage that draws polygons.
+    budget_bytes
+        Main memory to keep to.
     outputs
         Where the products go.
     """
@@ -149,29 +158,51 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     batch: int
+    threads: int
+    budget_bytes: int
     outputs: OutputPaths
 
     @property
     def memory_bytes(self) -> int:
-        """Projected peak of main memory, polygons aside."""
+        """Projected peak of main memory."""
+        cache = int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+        return BASE_BYTES + cache + max(self._mapping_bytes, self._polygons_bytes)
+
+    @property
+    def _mapping_bytes(self) -> int:
         classes, chip = len(self.bundle.card.legend), self.tiling.chip_px**2
-        bands = len(self.bands)
+        bands, cols = len(self.bands), self.grid.shape[1]
+        # The file's 16 bits a weight, widened to 32, and once more while they are made ready.
+        weights = 6 * self.bundle.weights_bytes
         # Beside what the network holds, logits and probabilities stand side by side; read-ahead holds two batches more.
         held = self.bundle.card.architecture.floats_per_pixel
         forward = self.batch * chip * 4 * (held + 4 * classes) if self.device.type == "cpu" else 0
         ahead = 3 * self.batch * chip * (4 * bands + 1)
-        writer = 3 * 2 * BLOCK_PX * self.grid.shape[1]
-        cache = int(GDAL_OPTIONS["GDAL_CACHEMAX"])
-        return BASE_BYTES + forward + ahead + 2 * Mosaic.projected_bytes(self.tiling, classes) + writer + cache
+        # Finished rows are held by the strip, by those who join and by the writer.
+        strip = self.strips[-1]
+        own, shared = (stop - start for start, stop in (strip.own, self.strips[0].lower))
+        finished = 3 * cols * (2 * own + 2 * shared * Sums.bytes_per_pixel(classes))
+        writer = 3 * 2 * BLOCK_PX * cols
+        band = 2 * Mosaic.projected_bytes(self.tiling, classes)
+        return int(weights + forward + ahead + band + finished + writer)
+
+    @property
+    def _polygons_bytes(self) -> int:
+        # Strips are traced, joined and simplified behind each other, and a wide map's strip has one row at least.
+        return (self.threads + 2) * max(PIXELS_AT_ONCE, self.grid.shape[1]) * POLYGON_BYTES_PER_PIXEL
+
+    @cached_property
+    def strips(self) -> tuple[Strip, ...]:
+        """The units of work, from top to bottom; the last is the highest."""
+        return self.tiling.strips(BATCHES_PER_STRIP * self.batch)
 
     @property
     def disk_bytes(self) -> int:
         """Projected room for strips, drafts and products, polygons and their spool at half a byte per pixel each."""
         # Labels compress to about a fifth and confidence to half; the draft and the overviews stand beside them.
         products = int(self.grid.size * (2 * 0.7 * 1.34 + 2 * 0.5))
-        strips = self.tiling.strips(BATCHES_PER_STRIP * self.batch)
         # Strips are not compressed, and where two meet both keep their sums.
-        shared = sum(stop - start for strip in strips for start, stop in (strip.upper, strip.lower))
+        shared = sum(stop - start for strip in self.strips for start, stop in (strip.upper, strip.lower))
         sums = shared * self.grid.shape[1] * Sums.bytes_per_pixel(len(self.bundle.card.legend))
         return products + 2 * self.grid.size + sums + 2**20
 
@@ -205,6 +236,7 @@ class Plan:
             "device": str(self.device),
             "precision": str(self.dtype).removeprefix("torch."),
             "memory_bytes": self.memory_bytes,
+            "budget_bytes": self.budget_bytes,
             "disk_bytes": self.disk_bytes,
             "outputs": [str(path) for path in self.outputs.all],
         }
@@ -276,7 +308,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
     device = choose_device(config.device)
-    return Plan(
+    plan = Plan(
         config=config,
         info=info,
         bundle=bundle,
@@ -286,8 +318,20 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         device=device,
         dtype=choose_precision(config.precision, device),
         batch=config.batch or (8 if device.type == "cpu" else 64),
+        threads=cores(),
+        budget_bytes=int(config.max_memory or available_bytes() / 2),
         outputs=OutputPaths.of(out, picture=config.picture),
     )
+    return _fitted(plan)
+
+
+def _fitted(plan: Plan) -> Plan:
+    """Take fewer chips at once, unless the user said how many, and fewer threads, until the budget suffices."""
+    while plan.memory_bytes > plan.budget_bytes and plan.batch > 1 and plan.config.batch is None:
+        plan = replace(plan, batch=plan.batch // 2)
+    while plan.memory_bytes > plan.budget_bytes and plan.threads > 1:
+        plan = replace(plan, threads=plan.threads - 1)
+    return plan
 
 
 def check(plan: Plan) -> None:
@@ -297,9 +341,18 @@ def check(plan: Plan) -> None:
     ------
     UsageError
         If the output folder is missing, or a product exists and overwriting was not asked for.
+    MemoryLimitError
+        If the run would take more memory than it may.
     DiskError
         If the output folder can't be written to or has too little room.
     """
+    if plan.memory_bytes > plan.budget_bytes:
+        allowed = "--max-memory allows" if plan.config.max_memory else "half of what is free is"
+        needed, given = plan.memory_bytes / 1e9, plan.budget_bytes / 1e9
+        raise MemoryLimitError(
+            f"the run takes up to {needed:.2f} GB of memory; {allowed} {given:.2f} GB",
+            f"give it --max-memory {math.ceil(1000 * needed)}MB" + (", or a smaller --batch" if plan.batch > 1 else ""),
+        )
     check_writable(plan.outputs.polygons, plan.outputs.all, overwrite=plan.config.overwrite)
     scene = Path(plan.info.path)
     for product in plan.outputs.all:
@@ -366,6 +419,7 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
             work=drafts.folder,
             merging=_merging(plan.config, legend),
             tolerance=plan.config.simplify / plan.grid.crs.linear_units_factor[1],
+            threads=plan.threads,
         )
         with closing(polygons):
             areas = write_layer(drafts.path(outputs.polygons), polygons, legend, plan.grid.crs)

@@ -161,7 +161,7 @@ def print_plan(summary: Mapping[str, Any], seconds: float) -> None:
         "grid": f"{grid['rows']:,} x {grid['cols']:,} px of {grid['gsd_m']:g} m, {grid['crs']}{resampled}",
         "chips": f"{chips['count']:,} of {chips['chip_px']} px, {chips['overlap_px']} px shared",
         "network": f"{summary['device']}, {summary['precision']}",
-        "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB, polygons aside",
+        "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB of {summary['budget_bytes'] / 1e9:.2f} GB allowed",
         "disk": f"up to {summary['disk_bytes'] / 1e9:.2f} GB",
         "time": f"about {duration(seconds)}, polygons aside",
         "outputs": "\n".join(summary["outputs"]),
