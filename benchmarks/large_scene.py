@@ -18,7 +18,8 @@ import rasterio
 import torch
 
 from landseg.config import RunConfig
-from landseg.run import Progress, build_plan, execute
+from landseg.mapping import Progress
+from landseg.run import build_plan, execute
 
 DEMO = Path(__file__).parent.parent / "data_catalog/scenes/dubai-tile2/dubai_tile2.tif"
 
@@ -79,7 +80,7 @@ def main() -> None:
         plan = build_plan(str(scene), Path(folder) / "map.gpkg", config)
         print(f"machine: {machine()}; network on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
         print(f"scene: {plan.grid.shape[0]} x {plan.grid.shape[1]} px, {plan.tiling.chip_count} chips")
-        print(f"projected peak, polygons aside: {plan.memory_bytes / 1e9:.2f} GB", flush=True)
+        print(f"projected peak: {plan.memory_bytes / 1e9:.2f} GB", flush=True)
         result = execute(plan, report)
         show(stage)
         print(f"{sum(area.polygons for area in result.areas):,} polygons")

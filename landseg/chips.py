@@ -1,7 +1,7 @@
 """Chips: a scene's windows as normalised batches, read ahead by threads while the network works."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Self
@@ -83,8 +83,14 @@ class _Chip:
 
 
 def read_batches(
-    scene: SceneReader, tiling: Tiling, normalise: Normalisation, *, batch: int, threads: int = 2
-) -> Iterator[Batch]:
+    scene: SceneReader,
+    tiling: Tiling,
+    normalise: Normalisation,
+    *,
+    batch: int,
+    chip_rows: range | None = None,
+    threads: int = 2,
+) -> Generator[Batch, None, None]:
     """Read the chips of a scene in order, some batches ahead of the caller.
 
     Batches do not reach across rows of chips, so that which chips share a batch follows from the tiling alone. Chips
@@ -100,6 +106,8 @@ def read_batches(
         The scene's normalisation.
     batch
         Most chips per batch.
+    chip_rows
+        Which rows of chips; all if None.
     threads
         Reading threads.
 
@@ -110,7 +118,7 @@ def read_batches(
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
     pending: deque[tuple[int, Future[_Chip]]] = deque()
-    windows = ((row, window) for row in range(tiling.chip_counts[0]) for window in tiling.chip_row(row))
+    windows = ((row, window) for row in chip_rows or tiling.whole.chip_rows for window in tiling.chip_row(row))
     try:
         group: list[_Chip] = []
         group_row = 0

@@ -75,8 +75,13 @@ def run(
     nodata_policy: Annotated[
         Literal["all", "any"] | None, typer.Option(help="a pixel is invalid when all, or any, bands are nodata; all")
     ] = None,
+    on_error: Annotated[
+        Literal["fail", "nodata"] | None,
+        typer.Option(help="pixels that can't be read stop the run, or are nodata; fail"),
+    ] = None,
     force_gsd: Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")] = None,
     assume_crs: Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")] = None,
+    max_memory: Annotated[str | None, typer.Option(help="main memory to keep to: 2GB; half of what is free")] = None,
     min_area: MinArea = None,
     simplify: Simplify = None,
     picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
@@ -102,8 +107,10 @@ def run(
         "precision": precision,
         "batch": batch,
         "nodata_policy": nodata_policy,
+        "on_error": on_error,
         "force_gsd": force_gsd,
         "assume_crs": assume_crs,
+        "max_memory": max_memory,
         **_min_areas(min_area),
         "simplify": simplify,
         "picture": picture,

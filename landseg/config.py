@@ -29,6 +29,11 @@ from landseg.legend import LandClass, Legend
 
 _MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
 _SQUARE_METRES = {"": 1.0, "m2": 1.0, "m²": 1.0, "a": 100.0, "ha": 1e4, "km2": 1e6, "km²": 1e6}
+_BYTES = {"": 1.0} | {
+    unit + letters: float(base**power)
+    for power, unit in enumerate(("k", "m", "g", "t"), start=1)
+    for letters, base in (("b", 1000), ("ib", 1024))
+}
 _METRES = {"": 1.0, "m": 1.0, "cm": 0.01, "km": 1000.0}
 
 
@@ -51,6 +56,9 @@ Area = Annotated[float, _measured(_SQUARE_METRES), Field(ge=0)]
 
 Length = Annotated[float, _measured(_METRES), Field(ge=0)]
 """Metres, or text such as 1.5m."""
+
+Size = Annotated[float, _measured(_BYTES), Field(gt=0)]
+"""Bytes, or text such as 2GB or 512MiB."""
 
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
 LabelValue = StrictInt | StrictStr
@@ -86,7 +94,9 @@ class RunConfig(PolygonConfig):
     nodata_policy: Literal["all", "any"] = Field(
         "all", description="a pixel is invalid when all of the model's bands are nodata, or when any is"
     )
+    on_error: Literal["fail", "nodata"] = Field("fail", description="what becomes of pixels that can't be read")
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
+    max_memory: Size | None = Field(None, description="main memory to keep to; by default half of what is free")
     picture: bool = Field(False, description="write a picture of the map too")
     qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")
 

@@ -5,7 +5,7 @@ No I/O happens here. Pairs are (rows, cols); affine transforms and bounds are xy
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,6 +131,31 @@ class _Span:
     kept: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """Rows of chips that are computed together, whatever their neighbours do.
+
+    Law: taken in order, the ``own`` rows of all strips, and between them the rows that two strips share, cover every
+    row of the grid exactly once.
+
+    Parameters
+    ----------
+    chip_rows
+        Which rows of chips.
+    upper
+        Rows [start, stop) of the grid that it shares with the strip above: the ``lower`` rows of that one.
+    own
+        Rows that no other strip's chips reach.
+    lower
+        Rows that it shares with the strip below.
+    """
+
+    chip_rows: range
+    upper: tuple[int, int]
+    own: tuple[int, int]
+    lower: tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Tiling:
     """Chips of one size that cover a grid with an overlap.
@@ -218,13 +243,59 @@ class Tiling:
         for index in range(len(self._row_spans)):
             yield from self.chip_row(index)
 
-    def strip(self, index: int) -> tuple[int, int]:
+    @property
+    def whole(self) -> Strip:
+        """All rows of chips as one strip."""
+        return self._strip(0, len(self._row_spans))
+
+    def strips(self, chips: int) -> tuple[Strip, ...]:
+        """Group the rows of chips into strips of at least so many chips, so high that only neighbours share rows."""
+        rows, cols = self.chip_counts
+        kept, stride = self.chip_px - 2 * self.margin_px, self.chip_px - self.overlap_px
+        count = max(math.ceil(chips / cols), math.ceil(kept / stride))
+        # What is left over joins the last strip.
+        starts = [*range(0, max(1, rows - count + 1), count), rows]
+        return tuple(self._strip(start, stop) for start, stop in itertools.pairwise(starts))
+
+    def _strip(self, start: int, stop: int) -> Strip:
+        spans = self._row_spans
+        top = spans[start].kept[0]
+        own_start = spans[start - 1].kept[1] if start > 0 else top
+        bottom = spans[stop - 1].kept[1]
+        own_stop = spans[stop].kept[0] if stop < len(spans) else bottom
+        return Strip(range(start, stop), (top, own_start), (own_start, own_stop), (own_stop, bottom))
+
+    def finished_rows(self, chip_row: int) -> tuple[int, int]:
         """Give the rows [start, stop) that are finished by a row of chips, together with those above it.
 
-        Law: over all rows of chips, strips cover every row exactly once, in order.
+        Law: over all rows of chips, they cover every row exactly once, in order.
         """
-        start, (_, last) = self._row_spans[index].kept[0], self._row_spans[-1].kept
-        return start, last if index + 1 == len(self._row_spans) else self._row_spans[index + 1].kept[0]
+        start, (_, last) = self._row_spans[chip_row].kept[0], self._row_spans[-1].kept
+        return start, last if chip_row + 1 == len(self._row_spans) else self._row_spans[chip_row + 1].kept[0]
+
+
+def cells(window: Window, side: int) -> Iterator[tuple[tuple[int, int], Window]]:
+    """Give the cells that a window touches, (row, col) of squares that rule the grid, and its part of each."""
+    (top, bottom), (left, right) = window.toranges()
+    for row in range(top // side, -(-bottom // side)):
+        for col in range(left // side, -(-right // side)):
+            rows = max(top, row * side), min(bottom, (row + 1) * side)
+            cols = max(left, col * side), min(right, (col + 1) * side)
+            yield (row, col), _window(rows, cols)
+
+
+def windows_of(cells: Collection[tuple[int, int]], side: int, shape: tuple[int, int]) -> list[Window]:
+    """Give windows of a grid that together are some of its cells; those of a row that touch become one window."""
+    windows = []
+    for row, group in itertools.groupby(sorted(cells), key=lambda cell: cell[0]):
+        cols = [col for _, col in group]
+        starts = [col for col in cols if col - 1 not in cols]
+        stops = [col + 1 for col in cols if col + 1 not in cols]
+        rows = row * side, min((row + 1) * side, shape[0])
+        windows += [
+            _window(rows, (start * side, min(stop * side, shape[1]))) for start, stop in zip(starts, stops, strict=True)
+        ]
+    return windows
 
 
 def shrunk(shape: tuple[int, int], longest_px: int) -> tuple[int, int]:

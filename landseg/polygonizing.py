@@ -11,13 +11,13 @@ from landseg.grid import Grid
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
-from landseg.outputs.vector import companions, write_layer
+from landseg.outputs.vector import check_format, companions, write_layer
 from landseg.polygons import polygonize
 from landseg.polygons.classes import ClassRaster, read_class_raster
 from landseg.polygons.merge import Merging
 
-BYTES_PER_PIXEL = 0.5
-"""Room on disk that a realistic map's polygons take: their spool, and the layer beside it."""
+BYTES_PER_PIXEL = 1.0
+"""Room on disk that a realistic map's polygons take: their spool, and as much for the layer beside it."""
 
 OKABE_ITO = ("#d55e00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#cc79a7", "#e69f00", "#5a5a5a")
 """Colours for classes that have none, the first eight: Okabe and Ito, "Color Universal Design", 2008."""
@@ -66,6 +66,7 @@ def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Pa
     ResourceError
         If disk or memory run out.
     """
+    check_format(out)
     files = (*companions(out), out)
     check_writable(out, files, overwrite=config.overwrite)
     if out.exists() and out.samefile(raster):
@@ -92,7 +93,14 @@ def check_minima(config: PolygonConfig, legend: Legend) -> None:
 
 
 def write_polygons(
-    path: Path, raster: Path, grid: Grid, legend: Legend, config: PolygonConfig, *, confidence_band: int | None
+    path: Path,
+    raster: Path,
+    grid: Grid,
+    legend: Legend,
+    config: PolygonConfig,
+    *,
+    confidence_band: int | None,
+    threads: int | None = None,
 ) -> tuple[ClassArea, ...]:
     """Draw a raster's polygons into a layer.
 
@@ -106,6 +114,8 @@ def write_polygons(
         Minimum areas and tolerance.
     confidence_band
         Band that holds uint8 percent, if there is one.
+    threads
+        As many strips are worked on at the same time; all cores if None.
 
     Raises
     ------
@@ -122,6 +132,7 @@ def write_polygons(
         confidence_band=confidence_band,
         merging=Merging(config.min_area, minima, legend.affinity),
         tolerance_m=config.simplify,
+        threads=threads,
     )
     with closing(polygons):
         return write_layer(path, polygons, legend, grid.crs)

@@ -7,8 +7,10 @@
 import hashlib
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -20,13 +22,24 @@ import torch
 from torch import Tensor
 
 from landseg import __version__
-from landseg.chips import Batch, Normalisation, read_batches
+from landseg.chips import Batch
 from landseg.config import RunConfig
-from landseg.errors import SceneError, UsageError
-from landseg.grid import Grid, Tiling
+from landseg.errors import MemoryLimitError, RunInterruptedError, SceneError, UsageError
+from landseg.grid import Grid, Strip, Tiling, windows_of
 from landseg.legend import NODATA
+from landseg.machine import available_bytes, cores
+from landseg.mapping import (
+    BATCHES_PER_STRIP,
+    MapJob,
+    Mapper,
+    Progress,
+    ProgressCallback,
+    StripStore,
+    compute_here,
+    map_rows,
+)
 from landseg.model.bundle import Bundle, read_bundle
-from landseg.mosaic import Mosaic, Rows
+from landseg.mosaic import Mosaic, Sums
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.imagery import Imagery
@@ -35,13 +48,14 @@ from landseg.outputs.picture import draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import companions, driver_of
+from landseg.outputs.vector import check_format, companions
 from landseg.polygonizing import check_minima, write_polygons
-from landseg.predict import Predictor, choose_device, choose_precision
+from landseg.polygons.strips import PIXELS_AT_ONCE
+from landseg.predict import choose_device, choose_precision
 from landseg.scene import (
+    CELL_PX,
     GDAL_OPTIONS,
     GDAL_VERSION,
-    RasterScene,
     SceneInfo,
     ValueRanges,
     describe_scene,
@@ -55,8 +69,11 @@ log = logging.getLogger(__name__)
 PICTURE_PX = 1600
 """Longest side of the map that the picture is drawn from."""
 
-BASE_BYTES = 800 * 2**20
-"""What Python, torch and GDAL take, with a tenth to spare; measured on Linux with torch 2.15, on the CPU."""
+BASE_BYTES = 820 * 2**20
+"""What Python, torch and GDAL take; measured on Linux with torch 2.15, on the CPU."""
+
+POLYGON_BYTES_PER_PIXEL = 70
+"""Of a strip that polygons are made of; measured on maps of 20 pixels a polygon."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +151,10 @@ class Plan:
         Where and in what type the network runs.
     batch
         Chips per forward pass.
+    threads
+        Of the stage that draws polygons.
+    budget_bytes
+        Main memory to keep to.
     outputs
         Where the products go.
     """
@@ -147,26 +168,53 @@ class Plan:
     device: torch.device
     dtype: torch.dtype
     batch: int
+    threads: int
+    budget_bytes: int
     outputs: OutputPaths
 
     @property
     def memory_bytes(self) -> int:
-        """Projected peak of main memory, polygons aside."""
+        """Projected peak of main memory."""
+        cache = int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+        return BASE_BYTES + cache + max(self._mapping_bytes, self._polygons_bytes)
+
+    @property
+    def _mapping_bytes(self) -> int:
         classes, chip = len(self.bundle.card.legend), self.tiling.chip_px**2
-        bands = len(self.bands)
+        bands, cols = len(self.bands), self.grid.shape[1]
+        # The file's 16 bits a weight, widened to 32, and once more while they are made ready.
+        weights = 6 * self.bundle.weights_bytes
         # Beside what the network holds, logits and probabilities stand side by side; read-ahead holds two batches more.
         held = self.bundle.card.architecture.floats_per_pixel
         forward = self.batch * chip * 4 * (held + 4 * classes) if self.device.type == "cpu" else 0
         ahead = 3 * self.batch * chip * (4 * bands + 1)
-        writer = 3 * 2 * BLOCK_PX * self.grid.shape[1]
-        cache = int(GDAL_OPTIONS["GDAL_CACHEMAX"])
-        return BASE_BYTES + forward + ahead + 2 * Mosaic.projected_bytes(self.tiling, classes) + writer + cache
+        # Finished rows are held by the strip, by those who join and by the writer.
+        strip = self.strips[-1]
+        own, shared = (stop - start for start, stop in (strip.own, self.strips[0].lower))
+        finished = 3 * cols * (2 * own + 2 * shared * Sums.bytes_per_pixel(classes))
+        writer = 3 * 2 * BLOCK_PX * cols
+        band = 2 * Mosaic.projected_bytes(self.tiling, classes)
+        return int(weights + forward + ahead + band + finished + writer)
+
+    @property
+    def _polygons_bytes(self) -> int:
+        # Strips are traced, joined and simplified behind each other, and a wide map's strip has one row at least.
+        return (self.threads + 2) * max(PIXELS_AT_ONCE, self.grid.shape[1]) * POLYGON_BYTES_PER_PIXEL
+
+    @cached_property
+    def strips(self) -> tuple[Strip, ...]:
+        """The units of work, from top to bottom; the last is the highest."""
+        return self.tiling.strips(BATCHES_PER_STRIP * self.batch)
 
     @property
     def disk_bytes(self) -> int:
-        """Projected room for drafts and products, polygons included at half a byte per pixel."""
+        """Projected room for strips, drafts and products, polygons and their spool at half a byte per pixel each."""
         # Labels compress to about a fifth and confidence to half; the draft and the overviews stand beside them.
-        return int(self.grid.size * (2 * 0.7 * 1.34 + 0.5)) + 2**20
+        products = int(self.grid.size * (2 * 0.7 * 1.34 + 2 * 0.5))
+        # Strips are not compressed, and where two meet both keep their sums.
+        shared = sum(stop - start for strip in self.strips for start, stop in (strip.upper, strip.lower))
+        sums = shared * self.grid.shape[1] * Sums.bytes_per_pixel(len(self.bundle.card.legend))
+        return products + 2 * self.grid.size + sums + 2**20
 
     @cached_property
     def scene_fingerprint(self) -> str:
@@ -198,6 +246,7 @@ class Plan:
             "device": str(self.device),
             "precision": str(self.dtype).removeprefix("torch."),
             "memory_bytes": self.memory_bytes,
+            "budget_bytes": self.budget_bytes,
             "disk_bytes": self.disk_bytes,
             "outputs": [str(path) for path in self.outputs.all],
         }
@@ -234,29 +283,6 @@ class Result:
         }
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Parameters
-    ----------
-    stage
-        ``map``, ``raster``, ``polygons`` or ``outputs``.
-    done, total
-        Pixels of the grid, in the stage ``map``; 0 of 0 elsewhere.
-    chips
-        Chips that went through the network so far.
-    """
-
-    stage: str
-    done: int = 0
-    total: int = 0
-    chips: int = 0
-
-
-ProgressCallback = Callable[[Progress], None]
-
-
 def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     """Decide everything about a run.
 
@@ -278,8 +304,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     ResourceError
         If the device asked for is not there.
     """
-    if driver_of(out) == "ESRI Shapefile":
-        log.warning("Shapefiles cut names to ten characters and end at 2 GB; a GeoPackage has no such limits")
+    check_format(out)
     bundle = read_bundle(config.model)
     card = bundle.card
     check_minima(config, card.legend)
@@ -287,7 +312,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
     device = choose_device(config.device)
-    return Plan(
+    plan = Plan(
         config=config,
         info=info,
         bundle=bundle,
@@ -297,8 +322,20 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         device=device,
         dtype=choose_precision(config.precision, device),
         batch=config.batch or (8 if device.type == "cpu" else 64),
+        threads=cores(),
+        budget_bytes=int(config.max_memory or available_bytes() / 2),
         outputs=OutputPaths.of(out, picture=config.picture, project=config.qgis_project),
     )
+    return _fitted(plan)
+
+
+def _fitted(plan: Plan) -> Plan:
+    """Take fewer chips at once, unless the user said how many, and fewer threads, until the budget suffices."""
+    while plan.memory_bytes > plan.budget_bytes and plan.batch > 1 and plan.config.batch is None:
+        plan = replace(plan, batch=plan.batch // 2)
+    while plan.memory_bytes > plan.budget_bytes and plan.threads > 1:
+        plan = replace(plan, threads=plan.threads - 1)
+    return plan
 
 
 def check(plan: Plan) -> None:
@@ -308,9 +345,18 @@ def check(plan: Plan) -> None:
     ------
     UsageError
         If the output folder is missing, or a product exists and overwriting was not asked for.
+    MemoryLimitError
+        If the run would take more memory than it may.
     DiskError
         If the output folder can't be written to or has too little room.
     """
+    if plan.memory_bytes > plan.budget_bytes:
+        allowed = "--max-memory allows" if plan.config.max_memory else "half of what is free is"
+        needed, given = plan.memory_bytes / 1e9, plan.budget_bytes / 1e9
+        raise MemoryLimitError(
+            f"the run takes up to {needed:.2f} GB of memory; {allowed} {given:.2f} GB",
+            f"give it --max-memory {math.ceil(1000 * needed)}MB" + (", or a smaller --batch" if plan.batch > 1 else ""),
+        )
     check_writable(plan.outputs.polygons, plan.outputs.all, overwrite=plan.config.overwrite)
     scene = Path(plan.info.path)
     for product in plan.outputs.all:
@@ -321,7 +367,7 @@ def check(plan: Plan) -> None:
 
 def projected_seconds(plan: Plan) -> float:
     """Time one batch of noise, after a warm-up, and scale it to the plan's chips; polygons aside."""
-    predictor = _predictor(plan)
+    predictor = Mapper(map_job(plan)).predict
     side = plan.tiling.chip_px
     noise = torch.randn(min(plan.batch, plan.tiling.chip_count), len(plan.bands), side, side)
     predictor(noise)
@@ -334,7 +380,8 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
     """Map the scene and publish the products.
 
     The whole scene is never in memory, nor is its stack of probabilities: a band of rows one chip high is. Until all
-    products are complete nothing appears at their places, and after an error or an interruption nothing is left.
+    products are complete nothing appears at their places. After an error or an interruption finished strips are left
+    in ``<out>.landseg/``, from which the same plan goes on.
 
     Raises
     ------
@@ -342,21 +389,39 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
         If the scene can't be read to its end or has no valid pixel.
     ResourceError
         If disk or memory run out.
+    RunInterruptedError
+        If a signal stopped it.
     """
+    try:
+        return _execute(plan, on_progress)
+    except KeyboardInterrupt as error:
+        raise RunInterruptedError(
+            "stopped; nothing was written", "the same command goes on from what is finished"
+        ) from error
+
+
+def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
     legend = plan.bundle.card.legend
     outputs = plan.outputs
-    with Drafts(outputs.polygons) as drafts:
-        ranges = _value_ranges(plan)
-        labels, valid_pixels = _write_labels(plan, ranges, drafts.folder, on_progress)
+    job = map_job(plan)
+    with Drafts(outputs.polygons, kept=job.key) as drafts:
+        store = StripStore(drafts.kept, job)
+        labels, valid_pixels = _write_labels(job, store, drafts.folder, on_progress)
+        lost = [window.flatten() for window in windows_of(store.lost(), CELL_PX, plan.grid.shape)]
+        if lost:
+            count = sum(width * height for _, _, width, height in lost)
+            log.warning(
+                "%s pixels of %s can't be read and are nodata; the manifest says which", f"{count:,}", plan.info.path
+            )
         on_progress(Progress("raster"))
         raster = drafts.path(outputs.raster)
         labels.publish(raster)
         write_style(drafts.path(outputs.style), legend)
         on_progress(Progress("polygons"))
         draft = drafts.path(outputs.polygons)
-        areas = write_polygons(draft, raster, plan.grid, legend, plan.config, confidence_band=2)
+        areas = write_polygons(draft, raster, plan.grid, legend, plan.config, confidence_band=2, threads=plan.threads)
         on_progress(Progress("outputs"))
-        imagery = Imagery.of(plan.info, plan.bundle.card.bands, plan.bands, ranges)
+        imagery = Imagery.of(plan.info, plan.bundle.card.bands, plan.bands, job.ranges)
         if outputs.picture is not None:
             _draw(plan, raster, drafts.path(outputs.picture), areas, imagery)
         if outputs.project is not None:
@@ -387,7 +452,7 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
             products={key: drafts.path(product) for key, product in products.items()},
             source=plan.info.path,
             versions=_versions(),
-            properties=_provenance(plan, ranges, valid_pixels),
+            properties=_provenance(plan, job.ranges, valid_pixels, lost),
         )
         drafts.publish(outputs.all)
     return Result(outputs, areas, manifest)
@@ -401,43 +466,54 @@ def map_labels(plan: Plan, folder: Path, on_progress: ProgressCallback = lambda 
     SceneError
         If the scene can't be read to its end or has no valid pixel.
     """
-    return _write_labels(plan, _value_ranges(plan), folder, on_progress)[0].path
+    job = map_job(plan)
+    return _write_labels(job, StripStore(folder / "strips", job), folder, on_progress)[0].path
 
 
-def _value_ranges(plan: Plan) -> ValueRanges:
-    return value_ranges(plan.info, plan.bands, plan.bundle.card.value_range)
+def map_job(plan: Plan) -> MapJob:
+    """Say what the plan's pixels follow from; the scene's values may be looked at for it."""
+    return MapJob(
+        info=plan.info,
+        scene_fingerprint=plan.scene_fingerprint,
+        bands=plan.bands,
+        grid=plan.grid,
+        tiling=plan.tiling,
+        ranges=value_ranges(plan.info, plan.bands, plan.bundle.card.value_range),
+        nodata_policy=plan.config.nodata_policy,
+        on_error=plan.config.on_error,
+        bundle=plan.bundle,
+        device=plan.device,
+        dtype=plan.dtype,
+        batch=plan.batch,
+        views=plan.config.views,
+    )
 
 
 def _write_labels(
-    plan: Plan, ranges: ValueRanges, folder: Path, on_progress: ProgressCallback
+    job: MapJob, store: StripStore, folder: Path, on_progress: ProgressCallback
 ) -> tuple[LabelRaster, int]:
     """Write the label raster; give it and the number of its valid pixels."""
     valid_pixels = 0
-    with LabelRaster(folder / "labels.tif", plan.grid, plan.bundle.card.legend) as raster:
-        for rows in _map(plan, ranges, on_progress):
+    with (
+        LabelRaster(folder / "labels.tif", job.grid, job.bundle.card.legend) as raster,
+        closing(map_rows(job, store, compute_here, on_progress)) as mapped,
+    ):
+        for rows in mapped:
             raster.write(rows.labels, rows.confidence)
             valid_pixels += int(np.count_nonzero(rows.labels))
     if valid_pixels == 0:
-        raise SceneError(f"{plan.info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
+        store.clear()
+        raise SceneError(f"{job.info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
     return raster, valid_pixels
 
 
-def _predictor(plan: Plan) -> Predictor:
-    network, temperature = plan.bundle.load_network(), plan.bundle.card.temperature
-    return Predictor(network, plan.device, plan.dtype, temperature=temperature, views=plan.config.views)
-
-
-def predict_chips(
-    plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback = lambda _: None
-) -> Iterator[tuple[Batch, Tensor]]:
+def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Iterator[tuple[Batch, Tensor]]:
     """Give the plan's chips with their probabilities, from top to bottom; chips without a valid pixel are left out.
 
     Parameters
     ----------
     plan
         What to predict.
-    ranges
-        What the scene's values are scaled from.
     on_progress
         Told before the first batch, when the caller is done with a batch, and at the end.
 
@@ -451,33 +527,16 @@ def predict_chips(
     SceneError
         If the scene can't be read to its end.
     """
-    card, tiling = plan.bundle.card, plan.tiling
-    predictor = _predictor(plan)
-    normalise = Normalisation.of(ranges, card.mean, card.std)
+    mapper = Mapper(map_job(plan))
     progress = Progress("map", 0, plan.grid.size)
-    with RasterScene(plan.info, plan.bands, plan.grid, nodata_policy=plan.config.nodata_policy) as scene:
-        on_progress(progress)
-        for batch in read_batches(scene, tiling, normalise, batch=plan.batch):
-            yield batch, predictor(batch.pixels)
-            core = batch.chips[-1].core
-            done = core.row_off * plan.grid.shape[1] + core.height * (core.col_off + core.width)
-            progress = replace(progress, done=int(done), chips=progress.chips + len(batch.chips))
+    on_progress(progress)
+    with mapper.open_scene() as scene:
+        for batch, probabilities in mapper.answers(scene, plan.tiling.whole):
+            yield batch, probabilities
+            pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
+            progress = replace(progress, done=progress.done + pixels, chips=progress.chips + len(batch.chips))
             on_progress(progress)
     on_progress(replace(progress, done=plan.grid.size))
-
-
-def _map(plan: Plan, ranges: ValueRanges, on_progress: ProgressCallback) -> Iterator[Rows]:
-    """Give the map's rows from top to bottom."""
-    mosaic = Mosaic(plan.tiling, plan.bundle.card.legend.class_ids, plan.device)
-    finished = 0
-    for batch, probabilities in predict_chips(plan, ranges, on_progress):
-        for chip_row in range(finished, batch.chip_row):
-            yield mosaic.finish(chip_row)
-        finished = batch.chip_row
-        for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
-            mosaic.add(chip, chip_probabilities, valid)
-    for chip_row in range(finished, plan.tiling.chip_counts[0]):
-        yield mosaic.finish(chip_row)
 
 
 def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], imagery: Imagery | None) -> None:
@@ -502,8 +561,8 @@ def _versions() -> dict[str, str]:
     return {"landseg": __version__, "gdal": GDAL_VERSION} | {name: version(name) for name in packages}
 
 
-def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int) -> dict[str, Any]:
-    config = plan.config.model_dump(mode="json", exclude={"overwrite"})
+def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
+    config = plan.config.model_dump(mode="json", exclude={"overwrite", "max_memory"})
     return {
         "landseg:scene": {
             "href": plan.info.path,
@@ -523,6 +582,7 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int) -> dict[str,
         "landseg:device": str(plan.device),
         "landseg:precision": str(plan.dtype).removeprefix("torch."),
         "landseg:valid_pixels": valid_pixels,
+        "landseg:lost_windows": [list(window) for window in lost],
     }
 
 

@@ -22,11 +22,12 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, GsdError, SceneError
-from landseg.grid import LONLAT, Grid, shrunk
+from landseg.grid import LONLAT, Grid, cells, shrunk
 
 GDAL_VERSION: str = rasterio.__gdal_version__
 
 NodataPolicy = Literal["all", "any"]
+OnError = Literal["fail", "nodata"]
 
 # Where a raster has both, GDAL lets the declared nodata value decide and not the alpha band; so does landseg. The
 # warning would come once per chip.
@@ -39,6 +40,9 @@ GSD_TOLERANCE = 0.1
 
 GSD_LIMIT = 8.0
 """How many times off the model's ground sampling distance a scene may be before it is refused."""
+
+CELL_PX = 32
+"""Side of what is given up as a whole where a scene is damaged."""
 
 GDAL_OPTIONS: Mapping[str, Any] = {
     # Of a server's transient failures; GDAL's own default is not to try again.
@@ -425,6 +429,57 @@ class RasterScene:
         """Close every thread's dataset."""
         while self._opened:
             self._opened.pop().close()
+
+
+class SalvagedScene:
+    """A `SceneReader` that reads around damage: what can't be read is invalid, in whole cells of the grid.
+
+    Parameters
+    ----------
+    scene
+        What to read; whoever opened it closes it.
+
+    Attributes
+    ----------
+    lost
+        (row, col) of the cells that could not be read whole, in units of `CELL_PX`.
+    """
+
+    def __init__(self, scene: RasterScene) -> None:
+        self._scene = scene
+        self.lost: set[tuple[int, int]] = set()
+
+    @property
+    def grid(self) -> Grid:
+        """The grid that windows refer to."""
+        return self._scene.grid
+
+    def read(self, window: Window) -> Pixels:
+        """Read a window that lies within the grid."""
+        try:
+            return self._scene.read(window)
+        except SceneError:
+            return self._read_cells(window)
+
+    def _read_cells(self, window: Window) -> Pixels:
+        shape = window.height, window.width
+        whole = Pixels(np.zeros((len(self._scene.bands), *shape), self._scene.info.dtype), np.zeros(shape, np.bool_))
+        for cell, part in cells(window, CELL_PX):
+            rows, cols = Window(
+                part.col_off - window.col_off, part.row_off - window.row_off, part.width, part.height
+            ).toslices()
+            try:
+                pixels = self._scene.read(part)
+            except SceneError:
+                self.lost.add(cell)
+                continue
+            whole.data[:, rows, cols] = pixels.data
+            whole.valid[rows, cols] = pixels.valid
+        return whole
+
+    def close(self) -> None:
+        """Let go of the source."""
+        self._scene.close()
 
 
 def read_overview(

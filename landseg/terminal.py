@@ -12,9 +12,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from landseg.mapping import Progress, ProgressCallback
     from landseg.model.bundle import Card
     from landseg.outputs import ClassArea
-    from landseg.run import Progress, ProgressCallback
 
 STAGES = {
     "map": "mapping",
@@ -44,19 +44,19 @@ def show_progress(quiet: bool) -> "Iterator[ProgressCallback]":
 
 
 class _Rates:
-    """Chips/s, Mpx/s and time left since the first update of the stage ``map``."""
+    """Chips/s, Mpx/s and time left since the first update of the stage ``map``, which may go on from an earlier run."""
 
-    def __init__(self) -> None:
+    def __init__(self, resumed_from: int = 0) -> None:
         self._start = time.monotonic()
+        self._resumed_from = resumed_from
 
     def text(self, progress: "Progress") -> str:
         elapsed = max(time.monotonic() - self._start, 1e-6)
-        if not progress.done:
+        done = progress.done - self._resumed_from
+        if not done:
             return ""
-        left = elapsed * (progress.total - progress.done) / progress.done
-        return (
-            f"{progress.chips / elapsed:.1f} chips/s, {progress.done / elapsed / 1e6:.2f} Mpx/s, {duration(left)} left"
-        )
+        left = elapsed * (progress.total - progress.done) / done
+        return f"{progress.chips / elapsed:.1f} chips/s, {done / elapsed / 1e6:.2f} Mpx/s, {duration(left)} left"
 
 
 class _LineDisplay:
@@ -69,7 +69,7 @@ class _LineDisplay:
         now = time.monotonic()
         if progress.stage != self._stage:
             say(STAGES[progress.stage])
-            self._rates = _Rates() if progress.stage == "map" else self._rates
+            self._rates = _Rates(progress.done) if progress.stage == "map" else self._rates
         elif now - self._last < LINE_EVERY_S or progress.done == progress.total:
             return
         else:
@@ -99,7 +99,7 @@ class _BarDisplay:
 
     def update(self, progress: "Progress") -> None:
         if self._task is None:
-            self._rates = _Rates()
+            self._rates = _Rates(progress.done)
             self._task = self._bar.add_task("", rates="")
         is_map = progress.stage == "map"
         self._bar.update(
@@ -160,7 +160,7 @@ def print_plan(summary: Mapping[str, Any], seconds: float) -> None:
         "grid": f"{grid['rows']:,} x {grid['cols']:,} px of {grid['gsd_m']:g} m, {grid['crs']}{resampled}",
         "chips": f"{chips['count']:,} of {chips['chip_px']} px, {chips['overlap_px']} px shared",
         "network": f"{summary['device']}, {summary['precision']}",
-        "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB, polygons aside",
+        "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB of {summary['budget_bytes'] / 1e9:.2f} GB allowed",
         "disk": f"up to {summary['disk_bytes'] / 1e9:.2f} GB",
         "time": f"about {duration(seconds)}, polygons aside",
         "outputs": "\n".join(summary["outputs"]),

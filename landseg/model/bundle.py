@@ -233,6 +233,11 @@ class Bundle:
     card: Card
     sha256: str
 
+    @property
+    def weights_bytes(self) -> int:
+        """Size of the file of weights."""
+        return (self.folder / WEIGHTS_FILE).stat().st_size
+
     def load_network(self) -> PSPNet:
         """Build the network and load its weights as float32, ready for inference.
 

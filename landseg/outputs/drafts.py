@@ -1,7 +1,8 @@
 """Outputs that appear complete or not at all.
 
 Products are drafted in ``<out>.landseg/``, beside their final places so that renaming them is atomic, and renamed when
-all are done. A lock beside that folder keeps a second run from the same output.
+all are done. What a run can go on from stays there when it fails. A lock beside that folder keeps a second run from
+the same output.
 """
 
 import errno
@@ -9,7 +10,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,15 +23,21 @@ from landseg.errors import DiskError, OutputExistsError, ResourceError, UsageErr
 class Drafts:
     """The work folder of one run; a context manager that leaves nothing behind but finished products.
 
+    After an error the folder stays if ``kept`` has something in it, and so does that, for a run that gives it the same
+    name.
+
     Parameters
     ----------
     main
         Final path of the run's main product; the work folder is named after it.
+    kept
+        Name of a folder in the work folder for what a later run can go on from.
     """
 
-    def __init__(self, main: Path) -> None:
+    def __init__(self, main: Path, kept: str = "kept") -> None:
         self.main = main
         self.folder = main.with_name(main.name + ".landseg")
+        self.kept = self.folder / kept
         self._lock = FileLock(main.with_name(f".{main.name}.lock"))
         self._owner = main.with_name(f".{main.name}.owner")
 
@@ -44,21 +51,37 @@ class Drafts:
                 ) from error
             try:
                 self._owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+                self.folder.mkdir(exist_ok=True)
                 # What a killed run left: its lock went with it.
-                shutil.rmtree(self.folder, ignore_errors=True)
-                self.folder.mkdir()
+                self._clear_drafts()
             except OSError:
-                self._clear()
+                self._release()
                 raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._clear()
+        if error is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self._clear_drafts()
+        self._release()
 
-    def _clear(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _clear_drafts(self) -> None:
+        """Remove all but what is kept for a later run."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and path != self.kept:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != self.kept:
+                path.unlink()
+
+    def _release(self) -> None:
+        # Folders that hold nothing that is kept go, too.
+        with suppress(OSError):
+            self.kept.rmdir()
+        with suppress(OSError):
+            self.folder.rmdir()
         self._owner.unlink(missing_ok=True)
         self._lock.release()
         Path(self._lock.lock_file).unlink(missing_ok=True)

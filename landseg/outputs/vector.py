@@ -1,5 +1,6 @@
 """The map as a layer of polygons, written as they come, in the format that the file's suffix asks for."""
 
+import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from landseg.outputs import AreaCount, ClassArea, places
 from landseg.outputs.geopackage import write_class_areas, write_presentation
 from landseg.outputs.geoparquet import write_geoparquet
 from landseg.polygons import Polygons
+
+log = logging.getLogger(__name__)
 
 LAYER = "landuse"
 GEOMETRY_COLUMN = "geom"
@@ -69,6 +72,18 @@ def driver_of(path: Path) -> str:
     if driver is None:
         raise UsageError(f"{path.name} has no suffix of a known format", f"known are {', '.join(DRIVERS)}")
     return driver
+
+
+def check_format(path: Path) -> None:
+    """Refuse a file of no known format, and say where a known one falls short.
+
+    Raises
+    ------
+    UsageError
+        If its suffix is of no known format.
+    """
+    if driver_of(path) == "ESRI Shapefile":
+        log.warning("Shapefiles cut names to ten characters and end at 2 GB; a GeoPackage has no such limits")
 
 
 def companions(path: Path) -> tuple[Path, ...]:

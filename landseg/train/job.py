@@ -18,12 +18,12 @@ from torch import Tensor
 from landseg.config import DataConfig, OptimisationConfig, RunConfig, TrainConfig
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import Legend
+from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle, Card, check_replaceable, read_bundle, write_bundle
 from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
 from landseg.predict import Predictor, choose_device, choose_precision
-from landseg.run import Plan, ProgressCallback, build_plan, map_labels, predict_chips
-from landseg.scene import value_ranges
+from landseg.run import Plan, build_plan, map_labels, predict_chips
 from landseg.train.calibrate import fit_temperature
 from landseg.train.evaluate import ReadChannels, Scores, evaluate_map, open_reference, score
 from landseg.train.figures import Example, draw_curves, draw_examples
@@ -350,8 +350,7 @@ def calibrate(
 
 def _labelled_chips(plan: Plan, read: ReadChannels, on_progress: ProgressCallback) -> Iterator[tuple[Tensor, Tensor]]:
     """Give log-probabilities, (N, K, S, S), and channel indices, (N, S, S), known within the chips' cores alone."""
-    ranges = value_ranges(plan.info, plan.bands, plan.bundle.card.value_range)
-    for batch, probabilities in predict_chips(plan, ranges, on_progress):
+    for batch, probabilities in predict_chips(plan, on_progress):
         mask = torch.full(batch.valid.shape, IGNORED, dtype=torch.int64)
         for index, chip in enumerate(batch.chips):
             top, left = chip.core.row_off - chip.read.row_off, chip.core.col_off - chip.read.col_off

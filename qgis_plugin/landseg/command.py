@@ -58,10 +58,8 @@ def run_landseg(arguments, feedback):
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         ) as process:
             said = _follow(process, feedback)
-        if feedback.isCanceled():
-            raise QgsProcessingException("landseg was cancelled; nothing was written")
         if process.returncode != 0:
-            raise QgsProcessingException("\n".join(said[-3:]) or f"landseg ended with code {process.returncode}")
+            raise QgsProcessingException(_last_words(said) or f"landseg ended with code {process.returncode}")
         out.seek(0)
         return out.read()
 
@@ -82,11 +80,12 @@ def _follow(process, feedback):
     lines = queue.Queue()
     reader = threading.Thread(target=lambda: [lines.put(line.rstrip()) for line in process.stderr], daemon=True)
     reader.start()
-    said = []
+    said, stopping = [], False
     while reader.is_alive() or not lines.empty():
-        if feedback.isCanceled():
-            # landseg takes its drafts away when it is asked to end.
+        if feedback.isCanceled() and not stopping:
+            # Asked once, landseg ends in order: a later run goes on from what is finished.
             process.terminate()
+            stopping = True
         try:
             line = lines.get(timeout=POLL_S)
         except queue.Empty:
@@ -97,6 +96,12 @@ def _follow(process, feedback):
         if progress is not None:
             feedback.setProgress(progress)
     return said
+
+
+def _last_words(said):
+    """Give what landseg said last: an error and what to do about it."""
+    begins = [index for index, line in enumerate(said) if line.startswith("landseg: ")]
+    return "\n".join(said[begins[-1] if begins else 0 :])
 
 
 def _progress(line):

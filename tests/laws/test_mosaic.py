@@ -1,4 +1,4 @@
-"""Laws 2 and 3: tiled equals whole, and the order of chips does not matter."""
+"""Laws 2 and 3: tiled equals whole, and neither the order of chips nor where strips begin matters."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from rasterio.windows import Window
 from torch.nn import functional as F
 
 from landseg.chips import Batch, Normalisation, read_batches
-from landseg.grid import Grid, Tiling
-from landseg.mosaic import Mosaic
+from landseg.grid import Grid, Strip, Tiling
+from landseg.mosaic import Mosaic, Part, join
 from landseg.scene import Pixels
 from tests.conftest import UTM40
 
@@ -69,11 +69,22 @@ def answers(scene: ArrayScene, tiling: Tiling, radius: int) -> list[tuple[Batch,
 
 
 def mosaicked(
-    tiling: Tiling, answered: list[tuple[Batch, torch.Tensor]], random: np.random.Generator | None = None
+    tiling: Tiling,
+    answered: list[tuple[Batch, torch.Tensor]],
+    random: np.random.Generator | None = None,
+    chips_per_strip: int | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    mosaic = Mosaic(tiling, CLASS_IDS)
+    strips = [tiling.whole] if chips_per_strip is None else tiling.strips(chips_per_strip)
+    rows = list(join([strip_part(tiling, strip, answered, random) for strip in strips], CLASS_IDS))
+    return np.concatenate([r.labels for r in rows]), np.concatenate([r.confidence for r in rows])
+
+
+def strip_part(
+    tiling: Tiling, strip: Strip, answered: list[tuple[Batch, torch.Tensor]], random: np.random.Generator | None
+) -> Part:
+    mosaic = Mosaic(tiling, CLASS_IDS, strip)
     finished = []
-    for chip_row in range(tiling.chip_counts[0]):
+    for chip_row in strip.chip_rows:
         chips = [
             item
             for batch, probabilities in answered
@@ -84,7 +95,7 @@ def mosaicked(
         for index in order:
             mosaic.add(*chips[index])
         finished.append(mosaic.finish(chip_row))
-    return np.concatenate([rows.labels for rows in finished]), np.concatenate([rows.confidence for rows in finished])
+    return Part.concatenate(finished)
 
 
 @given(cases())
@@ -105,8 +116,8 @@ def test_tiled_equals_whole(case: tuple[ArrayScene, Tiling, int]) -> None:
     assert (confidence == np.where(scene.valid, 75, 0)).all()
 
 
-@given(cases(), st.integers(0, 2**32 - 1))
-def test_the_order_of_chips_does_not_matter(case: tuple[ArrayScene, Tiling, int], seed: int) -> None:
+@given(cases(), st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_neither_order_nor_strips_matter(case: tuple[ArrayScene, Tiling, int], seed: int, chips: int) -> None:
     scene, tiling, _ = case
     # With a radius beyond the margin, and random scores, overlapping chips disagree.
     random = np.random.default_rng(seed)
@@ -115,9 +126,9 @@ def test_the_order_of_chips_does_not_matter(case: tuple[ArrayScene, Tiling, int]
         for batch in read_batches(scene, tiling, AS_THEY_ARE, batch=3)
     ]
     in_order = mosaicked(tiling, answered)
-    shuffled = mosaicked(tiling, answered, random)
-    assert (in_order[0] == shuffled[0]).all()
-    assert (in_order[1] == shuffled[1]).all()
+    for other in (mosaicked(tiling, answered, random), mosaicked(tiling, answered, random, chips)):
+        assert (in_order[0] == other[0]).all()
+        assert (in_order[1] == other[1]).all()
 
 
 @given(cases())

@@ -243,6 +243,26 @@ def test_simplifying_does_not_depend_on_strips(folder: Path, labels: Labels, tol
     assert shapely.to_wkb(parts.geometry).tolist() == shapely.to_wkb(whole.geometry).tolist()
 
 
+@pytest.fixture(scope="module")
+def tile() -> Labels:
+    """Give the labels of a whole tile, from 1."""
+    with rasterio.open(DEMO_LABELS) as file:
+        labels = file.read(1)
+        return np.where(labels == file.nodata, 0, labels + 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize("min_area_m2", [0, 25, 100, 2500])
+def test_a_whole_tile_generalised_is_a_coverage(
+    folder: Path, tile: Labels, min_area_m2: float, tolerance: float
+) -> None:
+    polygons = polygons_of(folder, tile, merging=Merging(min_area_m2), tolerance_m=tolerance, threads=2)
+    assert_coverage(polygons)
+    if tolerance == 0:
+        assert shapely.area(polygons.geometry).sum() == 4 * np.count_nonzero(tile)
+        assert polygons.area_m2.min() >= min_area_m2 * (1 - 1e-6)
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("min_area_m2", [0, 25, 100, 2500])
 def test_a_real_map_generalised_is_a_coverage(

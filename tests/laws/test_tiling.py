@@ -1,5 +1,7 @@
 """Law 1: cores cover every pixel exactly once, and weights sum to more than 0 at every pixel."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -68,9 +70,28 @@ def test_a_kept_pixel_is_a_margin_away_from_inner_sides(tiling: Tiling) -> None:
 
 
 @given(tilings())
-def test_strips_cover_every_row_once_in_order(tiling: Tiling) -> None:
-    strips = [tiling.strip(index) for index in range(tiling.chip_counts[0])]
-    assert [row for start, stop in strips for row in range(start, stop)] == list(range(tiling.shape[0]))
+def test_rows_of_chips_finish_every_row_once_in_order(tiling: Tiling) -> None:
+    finished = [tiling.finished_rows(index) for index in range(tiling.chip_counts[0])]
+    assert [row for start, stop in finished for row in range(start, stop)] == list(range(tiling.shape[0]))
+
+
+@given(tilings(), st.integers(1, 60))
+def test_strips_cover_every_row_once_and_meet(tiling: Tiling, chips: int) -> None:
+    strips = tiling.strips(chips)
+    assert [row for strip in strips for row in strip.chip_rows] == list(range(tiling.chip_counts[0]))
+    assert all(above.lower == below.upper for above, below in itertools.pairwise(strips))
+    rows = [row for strip in strips for start, stop in (strip.upper, strip.own) for row in range(start, stop)]
+    assert rows == list(range(tiling.shape[0]))
+    assert len({len(strip.chip_rows) for strip in strips[:-1]}) <= 1
+    assert len(strips) == 1 or all(len(strip.chip_rows) * tiling.chip_counts[1] >= chips for strip in strips)
+
+
+@given(tilings(), st.integers(1, 60))
+def test_a_strip_s_chips_reach_its_own_and_shared_rows_alone(tiling: Tiling, chips: int) -> None:
+    for strip in tiling.strips(chips):
+        kept = [part(chip.kept)[0] for index in strip.chip_rows for chip in tiling.chip_row(index)]
+        assert min(rows.start for rows in kept) == strip.upper[0]
+        assert max(rows.stop for rows in kept) == strip.lower[1]
 
 
 @given(st.integers(1, 1024))

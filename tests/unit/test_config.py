@@ -320,6 +320,13 @@ def test_lengths_have_units(text: str, length_m: float) -> None:
     assert override(RunConfig(), {"simplify": text}).simplify == pytest.approx(length_m)
 
 
+@pytest.mark.parametrize(
+    ("text", "size_bytes"), [("2GB", 2e9), ("512 MiB", 2**29), ("1.5gib", 1.5 * 2**30), ("900000", 9e5)]
+)
+def test_sizes_have_units(text: str, size_bytes: float) -> None:
+    assert override(RunConfig(), {"max_memory": text}).max_memory == pytest.approx(size_bytes)
+
+
 @pytest.mark.parametrize("text", ["50 feet", "m2", "-3m2", "1.5m"])
 def test_areas_without_sense_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--min-area"):

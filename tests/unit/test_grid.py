@@ -1,12 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 from affine import Affine
 from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from landseg.grid import Grid
+from landseg.grid import Grid, cells, windows_of
 from tests.conftest import UTM40
 
 NORTH_UP = Grid((100, 200), Affine(2, 0, 339000, 0, -2, 2784000), UTM40)
@@ -82,3 +83,20 @@ def test_lonlat_corners() -> None:
     assert (sum(lons) / 4, sum(lats) / 4) == pytest.approx((55.41209, 25.16340), abs=1e-5)
     assert lons[0] < lons[1]
     assert lats[0] > lats[3]
+
+
+def test_cells_rule_a_window() -> None:
+    window = Window(5, 9, 20, 8)
+    covered = np.zeros((20, 30), dtype=int)
+    for (row, col), part in cells(window, 8):
+        rows, cols = part.toslices()
+        covered[rows, cols] += 1
+        assert (rows.start // 8, cols.start // 8) == ((rows.stop - 1) // 8, (cols.stop - 1) // 8) == (row, col)
+    expected = np.zeros_like(covered)
+    expected[window.toslices()] = 1
+    assert (covered == expected).all()
+
+
+def test_touching_cells_make_one_window_in_each_row() -> None:
+    found = windows_of({(0, 1), (0, 2), (0, 4), (2, 4)}, 8, (20, 36))
+    assert found == [Window(8, 0, 16, 8), Window(32, 0, 4, 8), Window(32, 16, 4, 4)]

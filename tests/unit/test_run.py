@@ -1,5 +1,7 @@
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -12,13 +14,14 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from landseg.config import RunConfig
-from landseg.errors import DiskError, UsageError
+from landseg.errors import DiskError, MemoryLimitError, UsageError
+from landseg.machine import cores
+from landseg.mapping import Progress
 from landseg.mosaic import Mosaic
 from landseg.run import (
     BASE_BYTES,
     OutputPaths,
     Plan,
-    Progress,
     build_plan,
     check,
     execute,
@@ -67,6 +70,27 @@ def test_memory_does_not_grow_with_height(make_scene: SceneMaker, small_bundle: 
         scene = make_scene(np.zeros((3, rows, 64), np.uint8), name=f"{rows}.tif")
         heights.append(build_plan(str(scene), tmp_path / "map.gpkg", config).memory_bytes)
     assert heights[0] == heights[1]
+
+
+def test_a_budget_takes_fewer_chips_and_threads(plan: Plan) -> None:
+    def planned(**options: Any) -> Plan:
+        config = plan.config.model_copy(update=options)
+        return build_plan(plan.info.path, plan.outputs.polygons, config)
+
+    roomy, tight = planned(max_memory=1e12), planned(max_memory=1.0)
+    assert (roomy.batch, roomy.threads) == (8, cores())
+    assert (tight.batch, tight.threads) == (1, 1)
+    check(roomy)
+    with pytest.raises(MemoryLimitError, match=f"--max-memory {math.ceil(tight.memory_bytes / 1e6)}MB"):
+        check(tight)
+    check(planned(max_memory=tight.memory_bytes))
+    assert planned(max_memory=1.0, batch=4).batch == 4
+
+
+def test_half_of_what_is_free_is_the_budget(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landseg.run.available_bytes", lambda: 10**9)
+    with pytest.raises(MemoryLimitError, match=r"half of what is free is 0\.50 GB"):
+        check(build_plan(plan.info.path, plan.outputs.polygons, plan.config))
 
 
 def test_a_check_that_passes_leaves_no_trace(plan: Plan, tmp_path: Path) -> None:

@@ -2,8 +2,8 @@ import io
 
 import pytest
 
+from landseg.mapping import Progress
 from landseg.outputs import ClassArea
-from landseg.run import Progress
 from landseg.terminal import duration, print_areas, print_pairs, show_progress
 
 
