@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data_catalog/scenes/dubai-tile2/dubai_tile2.tif
 
-.PHONY: demo test check clean
+.PHONY: demo test check plugin clean
 
 demo: $(VENV)/installed
 	mkdir -p out
@@ -19,6 +19,12 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# For QGIS: Plugins > Manage and Install Plugins > Install from ZIP.
+plugin:
+	mkdir -p dist
+	rm -rf qgis_plugin/landseg/__pycache__
+	$(PYTHON) -c "import shutil; shutil.make_archive('dist/landseg-qgis', 'zip', 'qgis_plugin', 'landseg')"
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

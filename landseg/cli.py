@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The models at hand.", no_args_is_help=True)
 app.add_typer(models, name="models")
+style = typer.Typer(help="How maps look in other software.", no_args_is_help=True)
+app.add_typer(style, name="style")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
@@ -83,6 +85,9 @@ def run(
     min_area: MinArea = None,
     simplify: Simplify = None,
     picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
+    qgis_project: Annotated[
+        bool | None, typer.Option("--qgis-project", help="write a QGIS project of map and scene too")
+    ] = None,
     overwrite: Overwrite = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     as_json: Json = False,
@@ -109,6 +114,7 @@ def run(
         **_min_areas(min_area),
         "simplify": simplify,
         "picture": picture,
+        "qgis_project": qgis_project,
         "overwrite": overwrite,
     }
     plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
@@ -364,6 +370,44 @@ def export_model(
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
     {"onnx": export_onnx, "torchscript": export_torchscript}[to](read_bundle(model), out)
+    typer.echo(out)
+
+
+@app.command()
+def report(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP", help="GeoPackage that a run wrote, its .json beside it")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")],
+    scene: Annotated[
+        str | None, typer.Option(help="imagery below the map; by default the scene that was mapped")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing page")] = False,
+) -> None:
+    """Make a page of a map to look at: one file with the map, its figures and how it was made."""
+    from landseg.outputs.drafts import Drafts, check_writable
+    from landseg.outputs.report import find_imagery, read_map, write_report
+
+    check_writable(out, [out], overwrite=overwrite)
+    content = read_map(map_path)
+    with Drafts(out) as drafts:
+        write_report(drafts.path(out), content, find_imagery(content, scene))
+        drafts.publish([out])
+    typer.echo(out)
+
+
+@style.command("export")
+def export_style(
+    out: Annotated[Path, typer.Option(help="file to write: .qml for QGIS, .sld for map servers")],
+    model: Model = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file")] = False,
+) -> None:
+    """Write the style of a model's maps: its classes, by name and colour."""
+    from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+    from landseg.outputs.drafts import check_writable
+    from landseg.outputs.style import write_style
+
+    legend = read_bundle(model or DEFAULT_MODEL).card.legend
+    check_writable(out, [out], overwrite=overwrite)
+    write_style(out, legend)
     typer.echo(out)
 
 

@@ -98,6 +98,7 @@ class RunConfig(PolygonConfig):
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
     max_memory: Size | None = Field(None, description="main memory to keep to; by default half of what is free")
     picture: bool = Field(False, description="write a picture of the map too")
+    qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")
 
 
 class ClassConfig(Strict):

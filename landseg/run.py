@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from landseg import __version__
@@ -43,9 +42,12 @@ from landseg.model.bundle import Bundle, read_bundle
 from landseg.mosaic import Mosaic, Sums
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
+from landseg.outputs.imagery import Imagery
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import draw_picture
+from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
+from landseg.outputs.style import write_style
 from landseg.outputs.vector import check_format, companions
 from landseg.polygonizing import check_minima, write_polygons
 from landseg.polygons.strips import PIXELS_AT_ONCE
@@ -54,12 +56,10 @@ from landseg.scene import (
     CELL_PX,
     GDAL_OPTIONS,
     GDAL_VERSION,
-    RasterScene,
     SceneInfo,
     ValueRanges,
     describe_scene,
     match_bands,
-    read_overview,
     value_ranges,
 )
 from landseg.scene import working_grid as choose_grid
@@ -85,26 +85,30 @@ class OutputPaths:
     polygons
         The layer, in the format of its suffix: see `landseg.outputs.vector.DRIVERS`.
     raster
-        Cloud-optimised GeoTIFF; its sidecar is ``<raster>.aux.xml``.
+        Cloud-optimised GeoTIFF; its sidecar is ``<raster>.aux.xml``, and a QGIS style of the same stem is beside it.
     manifest
         STAC Item.
     picture
         PNG, or None if none was asked for.
+    project
+        QGIS project, or None if none was asked for.
     """
 
     polygons: Path
     raster: Path
     manifest: Path
     picture: Path | None
+    project: Path | None
 
     @classmethod
-    def of(cls, out: Path, *, picture: bool) -> "OutputPaths":
+    def of(cls, out: Path, *, picture: bool = False, project: bool = False) -> "OutputPaths":
         """Derive all paths from the main product's."""
         return cls(
             polygons=out,
             raster=out.with_suffix(".tif"),
             manifest=out.with_suffix(".json"),
             picture=out.with_suffix(".png") if picture else None,
+            project=out.with_suffix(".qgz") if project else None,
         )
 
     @property
@@ -113,10 +117,16 @@ class OutputPaths:
         return self.raster.with_name(self.raster.name + ".aux.xml")
 
     @property
+    def style(self) -> Path:
+        """The style that QGIS applies to raster and polygons by itself, since it has their name."""
+        return self.raster.with_suffix(".qml")
+
+    @property
     def all(self) -> tuple[Path, ...]:
         """Every product, in the order of their appearance: the manifest, which vouches for the others, last."""
-        picture = () if self.picture is None else (self.picture,)
-        return (self.sidecar, self.raster, *picture, *companions(self.polygons), self.polygons, self.manifest)
+        optional = [path for path in (self.picture, self.project) if path is not None]
+        beside = (*optional, *companions(self.polygons))
+        return (self.sidecar, self.style, self.raster, *beside, self.polygons, self.manifest)
 
 
 @dataclass(frozen=True)
@@ -314,7 +324,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         batch=config.batch or (8 if device.type == "cpu" else 64),
         threads=cores(),
         budget_bytes=int(config.max_memory or available_bytes() / 2),
-        outputs=OutputPaths.of(out, picture=config.picture),
+        outputs=OutputPaths.of(out, picture=config.picture, project=config.qgis_project),
     )
     return _fitted(plan)
 
@@ -406,15 +416,34 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
         on_progress(Progress("raster"))
         raster = drafts.path(outputs.raster)
         labels.publish(raster)
+        write_style(drafts.path(outputs.style), legend)
         on_progress(Progress("polygons"))
         draft = drafts.path(outputs.polygons)
         areas = write_polygons(draft, raster, plan.grid, legend, plan.config, confidence_band=2, threads=plan.threads)
         on_progress(Progress("outputs"))
+        imagery = Imagery.of(plan.info, plan.bundle.card.bands, plan.bands, job.ranges)
         if outputs.picture is not None:
-            _draw(plan, raster, drafts.path(outputs.picture), areas, job.ranges)
-        products = {"polygons": outputs.polygons, "raster": outputs.raster, "raster-classes": outputs.sidecar}
+            _draw(plan, raster, drafts.path(outputs.picture), areas, imagery)
+        if outputs.project is not None:
+            write_project(
+                drafts.path(outputs.project),
+                polygons=outputs.polygons,
+                raster=outputs.raster,
+                scene=plan.info,
+                imagery=imagery,
+                grid=plan.grid,
+                legend=legend,
+            )
+        products = {
+            "polygons": outputs.polygons,
+            "raster": outputs.raster,
+            "raster-classes": outputs.sidecar,
+            "style": outputs.style,
+        }
         if outputs.picture is not None:
             products["picture"] = outputs.picture
+        if outputs.project is not None:
+            products["qgis-project"] = outputs.project
         manifest = write_manifest(
             drafts.path(outputs.manifest),
             grid=plan.grid,
@@ -510,40 +539,21 @@ def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) ->
     on_progress(replace(progress, done=plan.grid.size))
 
 
-def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], ranges: ValueRanges) -> None:
+def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], imagery: Imagery | None) -> None:
     labels, grid = read_labels(raster, plan.grid, PICTURE_PX)
+    pixels = None if imagery is None else imagery.read(plan.grid, PICTURE_PX)
+    if pixels is not None:
+        pixels[labels == NODATA] = 255
     draw_picture(
         picture,
         labels=labels,
-        imagery=_imagery(plan, grid, ranges, valid=labels != NODATA),
+        imagery=pixels,
         grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
         title=f"Land use: {Path(plan.info.path).stem}",
         source=f"landseg {__version__}, model {plan.bundle.card.name}",
     )
-
-
-def _imagery(plan: Plan, grid: Grid, ranges: ValueRanges, *, valid: NDArray[np.bool_]) -> NDArray[np.uint8] | None:
-    """Read the scene on the picture's grid as (rows, cols, 3), white where not valid.
-
-    It is None where the model has no red, green and blue.
-    """
-    names = plan.bundle.card.bands
-    if not {"red", "green", "blue"} <= set(names):
-        return None
-    order = [names.index(name) for name in ("red", "green", "blue")]
-    bands = [plan.bands[i] for i in order]
-    if plan.grid == plan.info.grid:
-        pixels = read_overview(plan.info, bands, PICTURE_PX, average=True).filled(0)
-    else:
-        with RasterScene(plan.info, bands, grid) as scene:
-            pixels = scene.read(grid.window).data
-    low, high = np.asarray([ranges[i] for i in order]).T[:, :, None, None]
-    scaled = np.nan_to_num((pixels - low) / (high - low)).clip(0, 1) * 255
-    imagery: NDArray[np.uint8] = np.moveaxis(scaled, 0, -1).astype(np.uint8)
-    imagery[~valid] = 255
-    return imagery
 
 
 def _versions() -> dict[str, str]:
@@ -558,6 +568,7 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequen
             "href": plan.info.path,
             "fingerprint": plan.scene_fingerprint,
             "bands": list(plan.bands),
+            "band_names": list(plan.bundle.card.bands),
             "value_ranges": [list(pair) for pair in ranges],
             "resampled": plan.grid != plan.info.grid,
         },

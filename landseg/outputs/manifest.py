@@ -29,6 +29,8 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".shp": "application/vnd.shp",
     ".tif": pystac.MediaType.COG,
     ".xml": pystac.MediaType.XML,
+    ".qml": pystac.MediaType.XML,
+    ".qgz": "application/x-qgis-project",
     ".png": pystac.MediaType.PNG,
 }
 

@@ -1,17 +1,48 @@
 """How a map looks when it is opened: styles for QGIS (QML), for map servers (SLD) and for GDAL (PAM)."""
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
+from landseg.errors import UsageError
 from landseg.legend import NODATA, LandClass, Legend
+from landseg.outputs.drafts import writing
 
-ALIASES = {
-    "class_id": "Class id",
-    "class_name": "Class",
-    "area_m2": "Area (m²)",
-    "confidence": "Mean confidence (%)",
-    "perimeter_m": "Perimeter (m)",
+
+class Column(NamedTuple):
+    """How people read a field."""
+
+    title: str
+    meaning: str
+
+
+COLUMNS: Mapping[str, Column] = {
+    "class_id": Column("Class id", "Number of the class, the same in polygons and raster"),
+    "class_name": Column("Class", "Name of the class"),
+    "area_m2": Column("Area (m²)", "Square metres on the ellipsoid, without the holes"),
+    "confidence": Column(
+        "Mean confidence (%)", "Probability that the network gives its answer, averaged over the area"
+    ),
+    "perimeter_m": Column("Perimeter (m)", "Metres of border on the ellipsoid, those of holes included"),
 }
-"""Field names as people read them."""
+"""Fields of the polygons."""
+
+TABLE_COLUMNS: Mapping[str, Column] = {
+    "class_id": COLUMNS["class_id"],
+    "class_name": COLUMNS["class_name"],
+    "colour": Column("Colour", "Red, green and blue of the class as #rrggbb"),
+    "area_m2": Column("Area (m²)", "Square metres on the ellipsoid"),
+    "share": Column("Share (0-1)", "Part of the valid area"),
+    "polygons": Column("Polygons", "How many polygons the class has"),
+    "confidence": COLUMNS["confidence"],
+}
+"""Fields of the table of classes."""
+
+MAP_TIP = """<b>[% "class_name" %]</b><br>
+[% if("area_m2" < 10000, round("area_m2") || ' m²', round("area_m2" / 10000, 1) || ' ha') %]<br>
+[% coalesce('confidence ' || round("confidence") || ' %', '') %]"""
+"""What QGIS shows where the pointer rests; text between [% and %] is an expression of QGIS."""
 
 # Outlines are a shade darker than the fill: they hide the seams that antialiasing leaves between neighbours,
 # and stay quiet where a large map has many small faces.
@@ -25,11 +56,48 @@ ET.register_namespace("sld", SLD)
 ET.register_namespace("ogc", OGC)
 
 
+def write_style(path: Path, legend: Legend) -> None:
+    """Write `qml` or `sld`, as the file's suffix asks for.
+
+    Raises
+    ------
+    UsageError
+        If it is another suffix.
+    DiskError
+        If the disk is full or the folder can't be written to.
+    """
+    style = {".qml": qml, ".sld": sld}.get(path.suffix.lower())
+    if style is None:
+        raise UsageError(f"{path.name} ends in neither .qml nor .sld", "QGIS reads .qml, map servers read .sld")
+    with writing(path):
+        path.write_text(style(legend), encoding="utf-8")
+
+
 def qml(legend: Legend) -> str:
-    """Write a style for QGIS 3.22 and later: polygons coloured by ``class_id``, fields under readable names."""
-    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology|Fields")
+    """Write a style for QGIS 3.22 and later that fits both the polygons and the raster.
+
+    QGIS loads ``landuse.qml`` by itself for every layer whose file is called ``landuse``; polygons take the renderer
+    and the fields from it, a raster takes the palette.
+    """
+    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology|Fields|MapTips")
+    add_polygon_style(root, legend)
+    add_raster_style(root, legend)
+    ET.SubElement(root, "layerGeometryType").text = "2"
+    return _text(root)
+
+
+def table_qml() -> str:
+    """Write the style of the table ``class_areas``: its fields under readable names."""
+    root = ET.Element("qgis", version="3.22.0", styleCategories="Fields")
+    add_table_style(root)
+    ET.SubElement(root, "layerGeometryType").text = "4"
+    return _text(root)
+
+
+def add_polygon_style(parent: ET.Element, legend: Legend) -> None:
+    """Add what colours polygons by ``class_id`` and shows their fields under readable names in QGIS."""
     renderer = ET.SubElement(
-        root,
+        parent,
         "renderer-v2",
         type="categorizedSymbol",
         attr="class_id",
@@ -46,11 +114,35 @@ def qml(legend: Legend) -> str:
         options = ET.SubElement(layer, "Option", type="Map")
         for name, value in _simple_fill(c).items():
             ET.SubElement(options, "Option", name=name, value=value, type="QString")
-    aliases = ET.SubElement(root, "aliases")
-    for index, (field, alias) in enumerate(ALIASES.items()):
-        ET.SubElement(aliases, "alias", index=str(index), field=field, name=alias)
-    ET.SubElement(root, "layerGeometryType").text = "2"
-    return _text(root)
+    _add_aliases(parent, COLUMNS)
+    ET.SubElement(parent, "mapTip").text = MAP_TIP
+
+
+def add_raster_style(parent: ET.Element, legend: Legend) -> None:
+    """Add the palette of the label raster for QGIS, which looks for one in the file only where there is one band."""
+    renderer = ET.SubElement(
+        ET.SubElement(parent, "pipe"),
+        "rasterrenderer",
+        type="paletted",
+        band="1",
+        opacity="1",
+        alphaBand="-1",
+        nodataColor="",
+    )
+    palette = ET.SubElement(renderer, "colorPalette")
+    for c in legend:
+        ET.SubElement(palette, "paletteEntry", value=str(c.class_id), color=c.colour, alpha="255", label=c.name)
+
+
+def add_table_style(parent: ET.Element) -> None:
+    """Add what shows the fields of the table ``class_areas`` under readable names in QGIS."""
+    _add_aliases(parent, TABLE_COLUMNS)
+
+
+def _add_aliases(parent: ET.Element, columns: Mapping[str, Column]) -> None:
+    aliases = ET.SubElement(parent, "aliases")
+    for index, (field, column) in enumerate(columns.items()):
+        ET.SubElement(aliases, "alias", index=str(index), field=field, name=column.title)
 
 
 def _simple_fill(c: LandClass) -> dict[str, str]:

@@ -15,7 +15,7 @@ from rasterio.crs import CRS
 from landseg.errors import DiskError, UsageError
 from landseg.legend import Legend
 from landseg.outputs import AreaCount, ClassArea, places
-from landseg.outputs.geopackage import write_class_areas, write_default_style
+from landseg.outputs.geopackage import write_class_areas, write_presentation
 from landseg.outputs.geoparquet import write_geoparquet
 from landseg.polygons import Polygons
 
@@ -96,7 +96,7 @@ def companions(path: Path) -> tuple[Path, ...]:
 def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CRS) -> tuple[ClassArea, ...]:
     """Write the layer ``landuse``, and sum up the classes as it passes by.
 
-    A GeoPackage gets a table ``class_areas`` and the style that QGIS applies by itself, too.
+    A GeoPackage gets a table ``class_areas``, styles that QGIS applies by itself and what the fields mean, too.
 
     Parameters
     ----------
@@ -126,8 +126,8 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
             _write_by_gdal(path, driver, stream, crs)
         areas = count.areas()
         if driver == "GPKG":
-            write_class_areas(path, areas)
-            write_default_style(path, legend, LAYER, GEOMETRY_COLUMN)
+            write_class_areas(path, areas, legend)
+            write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)
     except (OSError, DataSourceError, DataLayerError, FeatureError, sqlite3.OperationalError) as error:
         raise DiskError(f"can't write {path}: {error}", "free some disk space, or write to another folder") from error
     return areas

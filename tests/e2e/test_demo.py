@@ -1,9 +1,6 @@
 """The installed command on the bundled city with the shipped model, its outputs reopened by other software."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import geopandas
 import numpy as np
@@ -22,16 +19,6 @@ from landseg.train.job import label_codes
 from tests.conftest import DEMO_LABELS, DEMO_SCENE, UTM40
 
 LABEL_VALUES = {0: "building", 1: "land", 2: "road", 3: "vegetation", 4: "water"}
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[OutputPaths, str]:
-    """Map the demo outside of the repository; give the products and what was printed."""
-    folder = tmp_path_factory.mktemp("demo")
-    command = [Path(sys.executable).with_name("landseg"), "run", DEMO_SCENE, "--out", "landuse.gpkg", "--picture"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return OutputPaths.of(folder / "landuse.gpkg", picture=True), done.stdout
 
 
 def test_the_class_table_and_the_paths_are_printed(demo: tuple[OutputPaths, str]) -> None:

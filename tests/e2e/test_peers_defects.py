@@ -139,7 +139,7 @@ def test_6_the_raster_is_really_compressed_and_has_overviews(
 def test_7_names_are_predictable(make_map: Map, make_scene: SceneMaker, city: NDArray[np.uint8]) -> None:
     outputs = make_map(make_scene(city))
     beside = {path.name for path in outputs.polygons.parent.iterdir()}
-    assert beside == {"scene.tif", "map.gpkg", "map.tif", "map.tif.aux.xml", "map.json"}
+    assert beside == {"scene.tif", "map.gpkg", "map.tif", "map.tif.aux.xml", "map.qml", "map.json"}
 
 
 def test_7_the_same_run_gives_the_same_raster(make_map: Map, make_scene: SceneMaker, city: NDArray[np.uint8]) -> None:

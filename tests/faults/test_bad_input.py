@@ -95,7 +95,7 @@ def test_an_unknown_kind_of_output(refused: Refusal, scene: Path, tmp_path: Path
     assert ".gpkg" in refused(scene, to=tmp_path / "map.dwg", code=2).err
 
 
-@pytest.mark.parametrize("name", ["map.gpkg", "map.tif", "map.json", "map.tif.aux.xml"])
+@pytest.mark.parametrize("name", ["map.gpkg", "map.tif", "map.qml", "map.json", "map.tif.aux.xml"])
 def test_an_existing_output(landseg: Landseg, small_bundle: Path, scene: Path, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("precious")
     outcome = landseg("run", scene, "--out", tmp_path / "map.gpkg", "--model", small_bundle)

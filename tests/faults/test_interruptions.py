@@ -94,7 +94,7 @@ def test_the_manifest_appears_last(scene: Path, out: Path, small_bundle: Path, m
 
     monkeypatch.setattr(Drafts, "publish", watch)
     execute(build_plan(str(scene), out, RunConfig(model=str(small_bundle))))
-    assert seen[-1] == ["map.gpkg", "map.json", "map.tif", "map.tif.aux.xml"]
+    assert seen[-1] == ["map.gpkg", "map.json", "map.qml", "map.tif", "map.tif.aux.xml"]
     assert all("map.json" not in names for names in seen[:-1])
 
 

@@ -12,7 +12,18 @@ from tests.conftest import Landseg, SceneMaker
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["run"], ["train"], ["evaluate"], ["models", "list"], ["models", "calibrate"], ["doctor"]]
+    "command",
+    [
+        [],
+        ["run"],
+        ["train"],
+        ["evaluate"],
+        ["models", "list"],
+        ["models", "calibrate"],
+        ["report"],
+        ["style"],
+        ["doctor"],
+    ],
 )
 def test_help(landseg: Landseg, command: list[str]) -> None:
     outcome = landseg(*command, "--help")
@@ -111,6 +122,21 @@ def test_figures_that_could_not_be_written_are_refused_first(
     outcome = landseg("evaluate", *arguments)
     assert outcome.code == 2
     assert says in outcome.err
+
+
+def test_a_style_is_written_in_the_form_that_its_suffix_asks_for(
+    landseg: Landseg, small_bundle: Path, tmp_path: Path
+) -> None:
+    for name, begins in (("city.qml", "<qgis"), ("city.sld", "<sld:StyledLayerDescriptor")):
+        done = landseg("style", "export", "--model", small_bundle, "--out", tmp_path / name)
+        assert (done.code, done.out.strip()) == (0, str(tmp_path / name))
+        written = (tmp_path / name).read_text(encoding="utf-8")
+        assert written.startswith(begins)
+        assert "#d55e00" in written
+    assert landseg("style", "export", "--out", tmp_path / "city.qml").code == 2
+    refused = landseg("style", "export", "--out", tmp_path / "city.lyr")
+    assert refused.code == 2
+    assert ".qml" in refused.err
 
 
 def test_doctor(landseg: Landseg) -> None:

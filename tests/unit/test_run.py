@@ -37,15 +37,18 @@ def plan(make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tm
 
 
 def test_outputs_are_named_after_the_main_one() -> None:
-    outputs = OutputPaths.of(Path("a/b.c.gpkg"), picture=True)
+    outputs = OutputPaths.of(Path("a/b.c.gpkg"), picture=True, project=True)
     assert [str(path) for path in outputs.all] == [
         "a/b.c.tif.aux.xml",
+        "a/b.c.qml",
         "a/b.c.tif",
         "a/b.c.png",
+        "a/b.c.qgz",
         "a/b.c.gpkg",
         "a/b.c.json",
     ]
-    assert OutputPaths.of(Path("b.gpkg"), picture=False).picture is None
+    bare = OutputPaths.of(Path("b.gpkg"))
+    assert (bare.picture, bare.project) == (None, None)
 
 
 def test_a_plan_decides_everything(plan: Plan) -> None:
@@ -126,7 +129,7 @@ def test_the_manifest_is_a_stac_item_that_says_how_the_map_was_made(plan: Plan) 
     assert item.properties["landseg:config"]["overlap"] == 0.25
     assert item.properties["landseg:valid_pixels"] == plan.grid.size
     assert set(item.properties["processing:software"]) >= {"landseg", "torch", "gdal"}
-    assert set(item.assets) == {"polygons", "raster", "raster-classes"}
+    assert set(item.assets) == {"polygons", "raster", "raster-classes", "style"}
     for asset in item.assets.values():
         path = result.outputs.manifest.parent / asset.href
         assert path.stat().st_size == asset.extra_fields["file:size"]

@@ -1,3 +1,4 @@
+from dataclasses import fields
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -8,7 +9,9 @@ import rasterio.shutil
 from rasterio.enums import ColorInterp
 
 from landseg.legend import LandClass, Legend
-from landseg.outputs.style import OGC, SLD, pam, qml, sld
+from landseg.outputs import ClassArea
+from landseg.outputs.style import COLUMNS, OGC, SLD, TABLE_COLUMNS, pam, qml, sld
+from landseg.outputs.vector import FIELDS as VECTOR_FIELDS
 
 LEGEND = Legend(
     (
@@ -53,6 +56,19 @@ def test_qml_names_the_fields() -> None:
         "confidence": "Mean confidence (%)",
         "perimeter_m": "Perimeter (m)",
     }
+
+
+def test_qml_has_the_raster_s_palette_too() -> None:
+    renderer = ET.fromstring(qml(LEGEND)).find("pipe/rasterrenderer")
+    assert renderer is not None
+    assert (renderer.get("type"), renderer.get("band")) == ("paletted", "1")
+    entries = [(e.get("value"), e.get("color"), e.get("label")) for e in renderer.findall("colorPalette/paletteEntry")]
+    assert entries == [(str(c.class_id), c.colour, c.name) for c in LEGEND]
+
+
+def test_every_field_of_the_outputs_is_explained() -> None:
+    assert list(COLUMNS) == [field.name for field in VECTOR_FIELDS]
+    assert set(TABLE_COLUMNS) == {field.name for field in fields(ClassArea)} | {"colour"}
 
 
 def test_sld_has_a_rule_for_each_class() -> None:

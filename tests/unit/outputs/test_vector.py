@@ -116,7 +116,10 @@ def test_layer_reads_back(geopackage: Path) -> None:
 
 def test_class_areas_table_reads_back(geopackage: Path) -> None:
     table = geopandas.read_file(geopackage, layer="class_areas")
-    assert table.columns.tolist() == ["class_id", "class_name", "area_m2", "share", "polygons", "confidence"]
+    assert table.columns.tolist() == [
+        *("class_id", "class_name", "colour", "area_m2", "share", "polygons", "confidence")
+    ]
+    assert table["colour"].tolist() == ["#56b4e9", "#d55e00", "#ece2c6"]
     assert table["class_name"].tolist() == ["water", "building", "never seen"]
     assert table["polygons"].tolist() == [4, 2, 0]
     assert table["confidence"].isna().tolist() == [False, False, True]
@@ -144,6 +147,16 @@ def test_database_is_a_geopackage_with_a_default_style(geopackage: Path) -> None
     assert ET.fromstring(qml).tag == "qgis"
     assert ET.fromstring(sld).tag.endswith("StyledLayerDescriptor")
     assert update_time.endswith("Z")
+
+
+def test_the_database_says_what_its_fields_mean(geopackage: Path) -> None:
+    with closing(sqlite3.connect(geopackage)) as database:
+        described = database.execute(
+            "SELECT title, description FROM gpkg_data_columns WHERE table_name = 'landuse' AND column_name = 'area_m2'"
+        ).fetchall()
+        (about,) = database.execute("SELECT description FROM gpkg_contents WHERE table_name = 'landuse'").fetchone()
+    assert described == [("Area (m²)", "Square metres on the ellipsoid, without the holes")]
+    assert "area_m2: Square metres on the ellipsoid, without the holes" in about
 
 
 def test_the_format_is_one_that_older_software_knows(geopackage: Path) -> None:

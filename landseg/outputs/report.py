@@ -1,0 +1,341 @@
+"""A page to look at: one HTML file with the map, its figures and how it was made; it needs no network.
+
+The page with its style and script is in ``page/``, beside Leaflet, which draws the map. Here it is filled with what a
+GeoPackage holds and with what its manifest says.
+"""
+
+import base64
+import gzip
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyogrio
+import shapely
+from affine import Affine
+from numpy.typing import NDArray
+from pyogrio.errors import DataLayerError, DataSourceError
+from rasterio.crs import CRS
+from rasterio.features import rasterize
+from rasterio.io import MemoryFile
+
+from landseg.errors import InputError, SceneError
+from landseg.grid import Grid, shrunk
+from landseg.outputs.drafts import writing
+from landseg.outputs.geopackage import CLASS_AREAS
+from landseg.outputs.imagery import Imagery
+from landseg.outputs.vector import LAYER
+from landseg.scene import describe_scene
+
+log = logging.getLogger(__name__)
+
+OVERLAY_PX = 4096
+"""Longest side of the picture of the classes, which is shown from afar."""
+
+IMAGERY_PX = 2048
+"""Longest side of the imagery."""
+
+LARGEST = 100_000
+"""Most polygons that are in the page, the largest ones; the overlay shows those that are not."""
+
+UNITS_PER_PX = 16
+"""Coordinates are whole sixteenths of a pixel, as fine as a map of simplified borders needs."""
+
+UNSURE_BELOW = 50
+"""Percent; below it the network gives more than half of the probability to other classes."""
+
+UNSURE_LISTED = 20
+BIN = 5
+"""Percent that a bar of the histogram stands for."""
+
+
+@dataclass(frozen=True)
+class MapFile:
+    """What a GeoPackage by landseg holds, and what its manifest says.
+
+    Parameters
+    ----------
+    path
+        The file.
+    geometry, polygons
+        Shapes of the layer, and the fields that they have.
+    classes
+        The table ``class_areas``.
+    crs
+        Of the polygons.
+    manifest
+        Properties of the STAC Item beside the file; empty where there is none.
+    """
+
+    path: Path
+    geometry: NDArray[np.object_]
+    polygons: pd.DataFrame
+    classes: pd.DataFrame
+    crs: CRS
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def places(self) -> NDArray[np.intp]:
+        """Rows of ``classes`` that the polygons belong to; class ids may be any numbers."""
+        places: NDArray[np.intp] = pd.Index(self.classes["class_id"]).get_indexer(self.polygons["class_id"])
+        return places
+
+    @property
+    def grid(self) -> Grid:
+        """The map's pixels; those of the overlay where no manifest tells them."""
+        if "proj:shape" in self.manifest:
+            rows, cols = self.manifest["proj:shape"]
+            return Grid((rows, cols), Affine(*self.manifest["proj:transform"][:6]), self.crs)
+        left, bottom, right, top = shapely.total_bounds(self.geometry)
+        side = max(right - left, top - bottom) / OVERLAY_PX
+        shape = (max(1, round((top - bottom) / side)), max(1, round((right - left) / side)))
+        return Grid(shape, Affine(side, 0, left, 0, -side, top), self.crs)
+
+
+def read_map(path: Path) -> MapFile:
+    """Read a GeoPackage that landseg wrote, and the manifest beside it.
+
+    Raises
+    ------
+    InputError
+        If it can't be read, or holds no map.
+    """
+    try:
+        header, _, geometry, columns = pyogrio.raw.read(path, layer=LAYER)
+        classes = pyogrio.read_dataframe(path, layer=CLASS_AREAS)
+    except (DataSourceError, DataLayerError) as error:
+        raise InputError(f"{path} is no GeoPackage that landseg wrote: {error}", "give the .gpkg of a run") from error
+    if not len(geometry):
+        raise InputError(f"{path} holds no polygons")
+    return MapFile(
+        path,
+        shapely.from_wkb(geometry),
+        pd.DataFrame(dict(zip(header["fields"], columns, strict=True))),
+        classes,
+        CRS.from_user_input(header["crs"]),
+        _read_manifest(path.with_suffix(".json")),
+    )
+
+
+def _read_manifest(path: Path) -> Mapping[str, Any]:
+    """Give the properties of a run's manifest; nothing where there is none, or a file of another kind."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}", "move it away, or map the scene again") from error
+    properties: Mapping[str, Any] = content.get("properties", {})
+    return properties if "landseg:scene" in properties else {}
+
+
+def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
+    """Write the page.
+
+    Parameters
+    ----------
+    path
+        A draft; the caller renames it when it is complete.
+    content
+        The map.
+    imagery
+        What to show below it, or None.
+
+    Raises
+    ------
+    SceneError
+        If the imagery can't be read.
+    DiskError
+        If the disk is full or the folder can't be written to.
+    """
+    grid = content.grid
+    overlay = draw_classes(content, grid)
+    area = content.polygons["area_m2"].to_numpy()
+    shown = np.sort(np.argsort(-area, kind="stable")[:LARGEST])
+    counts, packed = polygon_data(content.geometry[shown], content.polygons.iloc[shown], content.places[shown], grid)
+    report = {
+        "classes": content.classes[["class_name", "colour", "area_m2", "share", "polygons"]].to_dict("records"),
+        "polygon_count": len(area),
+        "headline": _headline(content.manifest),
+        "histogram": confidence_histogram(content.polygons),
+        "unsure": unsure_polygons(content.polygons.assign(place=content.places), shown),
+        "provenance": provenance(content),
+        "grid": {
+            "rows": grid.shape[0],
+            "cols": grid.shape[1],
+            "metres_per_px": grid.gsd_m,
+            "px_per_overlay_px": grid.shape[0] / overlay.shape[0],
+        },
+        "overlay": _data_url(overlay, "PNG"),
+        "imagery": None if imagery is None else _data_url(imagery.read(grid, IMAGERY_PX), "JPEG", quality=80),
+        "counts": counts,
+        "units_per_px": UNITS_PER_PX,
+    }
+    with writing(path):
+        path.write_text(_fill(f"Land use: {_scene_name(content)}", report, packed), encoding="utf-8")
+
+
+def find_imagery(content: MapFile, scene: str | None) -> Imagery | None:
+    """Open the imagery of a map, or None where there is none to show.
+
+    Parameters
+    ----------
+    content
+        The map.
+    scene
+        Path or URL; by default the one that the manifest names, if it is still there.
+
+    Raises
+    ------
+    SceneError
+        If ``scene`` is given and can't be used.
+    """
+    recorded = content.manifest.get("landseg:scene")
+    if recorded is None:
+        log.warning("no manifest is beside %s: the page will have no imagery", content.path)
+        return None
+    try:
+        info = describe_scene(scene or recorded["href"], content.manifest["landseg:config"]["assume_crs"])
+    except SceneError as error:
+        if scene is not None:
+            raise
+        log.warning("%s; the page will have no imagery, unless --scene names it", error.what)
+        return None
+    return Imagery.of(info, recorded["band_names"], recorded["bands"], recorded["value_ranges"])
+
+
+def polygon_data(
+    geometry: NDArray[np.object_], polygons: pd.DataFrame, places: NDArray[np.intp], grid: Grid
+) -> tuple[dict[str, int], bytes]:
+    """Pack polygons for the page's script: how many there are, and bytes that ``page.js`` reads.
+
+    Law: positions are what the deltas sum up to, and differ from the polygons' own by half a unit at most.
+    """
+    _, coordinates, (ring_ends, polygon_ends) = shapely.to_ragged_array(geometry)
+    to_pixels = ~grid.transform
+    x, y = coordinates.T
+    cols = to_pixels.a * x + to_pixels.b * y + to_pixels.c
+    rows = to_pixels.d * x + to_pixels.e * y + to_pixels.f
+    columns = [
+        *(np.diff(np.rint(v * UNITS_PER_PX), prepend=0).astype("<i4") for v in (cols, rows)),
+        ring_ends[1:].astype("<i4"),
+        polygon_ends[1:].astype("<i4"),
+        *(polygons[name].to_numpy().astype("<f4") for name in ("area_m2", "confidence", "perimeter_m")),
+        places.astype("<u2"),
+    ]
+    counts = {"vertices": len(coordinates), "rings": len(ring_ends) - 1, "polygons": len(polygon_ends) - 1}
+    # Without a time in it, the same map gives the same page.
+    return counts, gzip.compress(b"".join(column.tobytes() for column in columns), compresslevel=6, mtime=0)
+
+
+def confidence_histogram(polygons: pd.DataFrame) -> list[float]:
+    """Give the share of the area, 0-1, in each `BIN` percent of confidence; nothing, where confidence is unknown."""
+    if polygons["confidence"].isna().any():
+        return []
+    bins = np.arange(0, 100 + BIN, BIN)
+    area, _ = np.histogram(polygons["confidence"], bins, weights=polygons["area_m2"])
+    shares: list[float] = (area / area.sum()).tolist()
+    return shares
+
+
+def unsure_polygons(polygons: pd.DataFrame, shown: NDArray[np.intp]) -> dict[str, Any]:
+    """Sum up the polygons below `UNSURE_BELOW`, and list the largest; ``index`` is their place among those shown."""
+    candidates = polygons[polygons["confidence"] < UNSURE_BELOW]
+    largest = candidates[candidates.index.isin(shown)].nlargest(UNSURE_LISTED, "area_m2")
+    listed = largest[["place", "area_m2", "confidence"]].assign(index=np.searchsorted(shown, largest.index))
+    area = float(candidates["area_m2"].sum())
+    return {
+        "below": UNSURE_BELOW,
+        "polygons": len(candidates),
+        "area_m2": area,
+        "share": area / float(polygons["area_m2"].sum()),
+        "largest": listed.to_dict("records"),
+    }
+
+
+def provenance(content: MapFile) -> list[tuple[str, str]]:
+    """Say how a map was made, as terms and texts."""
+    grid, manifest = content.grid, content.manifest
+    if not manifest:
+        return [("Map", str(content.path.name)), ("Manifest", "none beside the map")]
+    scene, model = manifest["landseg:scene"], manifest["landseg:model"]
+    held_out = model["held_out"]
+    accuracy = f"mean IoU {held_out['miou']:.2f} on {held_out['data']}" if held_out else "not measured"
+    calibrated = "as the network gives it" if model["temperature"] == 1 else "calibrated"
+    resampled = ", resampled from the scene's" if scene["resampled"] else ""
+    chosen = {name: value for name, value in manifest["landseg:config"].items() if value not in (None, False, {})}
+    return [
+        ("Map", content.path.name),
+        ("Scene", scene["href"]),
+        ("Bands", ", ".join(f"{band} {name}" for band, name in zip(scene["bands"], scene["band_names"], strict=True))),
+        ("Pixels", f"{grid.shape[0]:,} x {grid.shape[1]:,} of {manifest['gsd']:.4g} m{resampled}"),
+        ("CRS", manifest["proj:code"] or "without an EPSG code"),
+        ("Model", f"{model['name']}, sha256 {model['sha256'][:12]}…"),
+        ("Held-out accuracy", accuracy),
+        ("Confidence", calibrated),
+        ("Options", ", ".join(f"{name} {value}" for name, value in chosen.items())),
+        ("Made", manifest["created"].replace("T", " ").replace("Z", " UTC")),
+        ("Software", ", ".join(f"{name} {version}" for name, version in manifest["processing:software"].items())),
+    ]
+
+
+def _headline(manifest: Mapping[str, Any]) -> list[str]:
+    if not manifest:
+        return []
+    return [f"model {manifest['landseg:model']['name']}", f"made {manifest['created'][:10]}"]
+
+
+def _scene_name(content: MapFile) -> str:
+    return Path(content.manifest["landseg:scene"]["href"] if content.manifest else content.path).stem
+
+
+def draw_classes(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
+    """Draw the polygons in their colours as (rows, cols, 4), transparent where there are none.
+
+    The label raster would not do: it has what `landseg run --min-area` merged away.
+    """
+    shape = shrunk(grid.shape, OVERLAY_PX)
+    transform = grid.transform @ Affine.scale(grid.shape[1] / shape[1], grid.shape[0] / shape[0])
+    shapes = zip(content.geometry, (content.places + 1).tolist(), strict=True)
+    places = rasterize(shapes, shape, fill=0, transform=transform, dtype="uint16")
+    colours = [[0, 0, 0, 0], *([*bytes.fromhex(colour[1:]), 255] for colour in content.classes["colour"])]
+    pixels: NDArray[np.uint8] = np.array(colours, np.uint8)[places]
+    return pixels
+
+
+def _data_url(pixels: NDArray[np.uint8], driver: str, **options: Any) -> str:
+    """Encode (rows, cols, bands) as a picture that stands in the page."""
+    height, width, count = pixels.shape
+    with MemoryFile() as memory:
+        with memory.open(driver=driver, count=count, height=height, width=width, dtype="uint8", **options) as file:
+            file.write(np.moveaxis(pixels, -1, 0))
+        content = base64.b64encode(memory.read()).decode()
+    return f"data:image/{driver.lower()};base64,{content}"
+
+
+def _fill(title: str, report: Mapping[str, Any], polygons: bytes) -> str:
+    page = files("landseg.outputs") / "page"
+    parts = {
+        "leaflet_css": "leaflet/leaflet.css",
+        "leaflet_js": "leaflet/leaflet.js",
+        "leaflet_licence": "leaflet/LICENSE",
+        "page_css": "page.css",
+        "page_js": "page.js",
+    }
+    texts = {name: (page / part).read_text(encoding="utf-8") for name, part in parts.items()}
+    return Template((page / "page.html").read_text(encoding="utf-8")).substitute(
+        texts,
+        title=escape(title),
+        # Within a script only the end of the script means anything.
+        report=json.dumps(report, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c"),
+        polygons=base64.b64encode(polygons).decode(),
+    )

@@ -1,0 +1,71 @@
+"""What the algorithms have in common."""
+
+from pathlib import Path
+
+from qgis.core import QgsProcessingAlgorithm, QgsProcessingParameterNumber, QgsProcessingParameterString
+from qgis.PyQt.QtGui import QIcon
+
+ICON = str(Path(__file__).with_name("icon.svg"))
+
+
+class LandsegAlgorithm(QgsProcessingAlgorithm):
+    """An algorithm that calls landseg; those derived say by what name, what for and with which parameters."""
+
+    NAME = TITLE = HELP = ""
+
+    def name(self):
+        """Name it for scripts."""
+        return self.NAME
+
+    def displayName(self):
+        """Name it for people."""
+        return self.TITLE
+
+    def shortHelpString(self):
+        """Say what it is for."""
+        return self.HELP
+
+    def icon(self):
+        """Give its icon."""
+        return QIcon(ICON)
+
+    def createInstance(self):
+        """Make another one."""
+        return type(self)()
+
+
+def model_parameter():
+    """Ask for a model."""
+    return QgsProcessingParameterString(
+        "MODEL", "Model: a name, or a folder (where empty, the shipped one)", optional=True
+    )
+
+
+def model_arguments(algorithm, parameters, context):
+    """Name the model for landseg, if one was chosen."""
+    model = algorithm.parameterAsString(parameters, "MODEL", context)
+    return ["--model", model] if model else []
+
+
+def tidiness_parameters():
+    """Ask for a minimum area and a tolerance."""
+    number = QgsProcessingParameterNumber
+    return [
+        number("MIN_AREA", "Smaller polygons join a neighbour (m²; 0 keeps all)", number.Double, 0.0, minValue=0.0),
+        number("SIMPLIFY", "Straighten borders by at most (m; 0 does not)", number.Double, 0.0, minValue=0.0),
+    ]
+
+
+def tidiness_arguments(algorithm, parameters, context):
+    """Give minimum area and tolerance to landseg, if they were chosen."""
+    arguments = []
+    for name, option, unit in (("MIN_AREA", "--min-area", "m2"), ("SIMPLIFY", "--simplify", "m")):
+        value = algorithm.parameterAsDouble(parameters, name, context)
+        if value:
+            arguments += [option, f"{value}{unit}"]
+    return arguments
+
+
+def file_of(layer):
+    """Give the file or address of a layer, without the name of a layer in it."""
+    return layer.source().split("|")[0]

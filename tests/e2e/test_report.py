@@ -1,0 +1,149 @@
+"""The report of the demo's map in Chromium, as the Debian package ``chromium`` has it."""
+
+import io
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import geopandas
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+from playwright.sync_api import Page, sync_playwright
+
+from landseg.legend import Legend
+from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+from landseg.run import OutputPaths
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def legend() -> Legend:
+    return read_bundle(DEFAULT_MODEL).card.legend
+
+
+@pytest.fixture(scope="module")
+def report(demo: tuple[OutputPaths, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report") / "report.html"
+    command = [Path(sys.executable).with_name("landseg"), "report", demo[0].polygons, "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{out}\n", "")
+    return out
+
+
+@pytest.fixture(params=["light", "dark"])
+def page(report: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """Open the report; in the end nothing must have gone wrong or been asked for over a network."""
+    scheme: Literal["light", "dark"] = request.param
+    wrong: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme=scheme)
+        page.on("console", lambda message: wrong.append(message.text))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("request", lambda sent: wrong.append(sent.url) if sent.url.startswith("http") else None)
+        page.goto(report.as_uri())
+        page.wait_for_selector("body[data-ready]")
+        yield page
+        browser.close()
+    assert wrong == []
+
+
+def picture_of(page: Page, selector: str) -> NDArray[np.uint8]:
+    png = page.locator(selector).screenshot(animations="disabled")
+    picture: NDArray[np.uint8] = (imread(io.BytesIO(png))[..., :3] * 255).round().astype(np.uint8)
+    return picture
+
+
+def share_of(picture: NDArray[np.uint8], rgb: tuple[int, int, int]) -> float:
+    return float((picture == rgb).all(axis=-1).mean())
+
+
+def opaque(page: Page) -> None:
+    page.locator("#opacity").fill("100")
+
+
+def test_the_map_has_the_legend_s_colours(page: Page, legend: Legend, demo: tuple[OutputPaths, str]) -> None:
+    over_imagery = picture_of(page, "#map")
+    opaque(page)
+    drawn = picture_of(page, "#map")
+    areas = geopandas.read_file(demo[0].polygons, layer="class_areas").set_index("class_id")
+    shares = {c.class_id: share_of(drawn, c.rgb) for c in legend}
+    assert sum(shares.values()) > 0.3
+    for c in legend:
+        assert shares[c.class_id] / sum(shares.values()) == pytest.approx(areas.share[c.class_id], abs=0.05), c.name
+        assert share_of(over_imagery, c.rgb) < shares[c.class_id] / 10
+
+
+def test_from_near_polygons_are_drawn_in_the_same_colours(page: Page, legend: Legend) -> None:
+    opaque(page)
+    page.locator("#unsure button").first.click()
+    page.wait_for_selector("#map canvas.leaflet-tile-loaded")
+    drawn = picture_of(page, "#map")
+    assert sum(share_of(drawn, c.rgb) for c in legend) > 0.5
+
+
+def test_a_click_gives_a_polygon_s_figures(page: Page, demo: tuple[OutputPaths, str]) -> None:
+    layer = geopandas.read_file(demo[0].polygons, layer="landuse")
+    water = layer[layer.class_name == "water"].nlargest(1, "area_m2").iloc[0]
+    inside = water.geometry.representative_point()
+    left, bottom, right, top = layer.total_bounds
+    box = page.locator("#map img.imagery").bounding_box()
+    assert box is not None
+    x = box["x"] + (inside.x - left) / (right - left) * box["width"]
+    y = box["y"] + (top - inside.y) / (top - bottom) * box["height"]
+
+    page.mouse.click(x, y)
+
+    popup = page.locator(".leaflet-popup-content").inner_text()
+    assert "water" in popup
+    assert f"{water.area_m2 / 1e4:.1f} ha" in popup
+    assert f"{water.confidence:.0f} %" in popup
+    assert f"{water.perimeter_m:,.0f} m" in popup
+
+
+def test_it_can_be_used_without_a_mouse(page: Page) -> None:
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert {"map", "opacity"} <= set(reached)
+
+    page.locator("#map").focus()
+    page.keyboard.press("Enter")
+    assert "Mean confidence" in page.locator(".leaflet-popup-content").inner_text()
+    page.keyboard.press("Escape")
+
+    page.locator("#opacity").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#opacity-value").inner_text() == "61 %"
+
+    page.locator("#unsure button").nth(3).focus()
+    page.keyboard.press("Enter")
+    listed = page.locator("#unsure .figures").nth(3).inner_text()
+    assert listed.split(",")[0] in page.locator(".leaflet-popup-content").inner_text()
+
+
+def test_figures_are_those_of_the_map(page: Page, demo: tuple[OutputPaths, str]) -> None:
+    areas = geopandas.read_file(demo[0].polygons, layer="class_areas")
+    rows = page.locator("#areas tbody tr").all_inner_texts()
+    assert len(rows) == len(areas)
+    for row, (name, area_m2) in zip(rows, zip(areas.class_name, areas.area_m2, strict=True), strict=True):
+        assert row.startswith(name)
+        assert f"{area_m2 / 1e4:.1f} ha" in row
+    assert page.locator("#unsure li").count() == 20
+    assert DEFAULT_MODEL in page.locator("#provenance").inner_text()
+
+
+def test_it_follows_the_system_s_light_or_dark(page: Page) -> None:
+    ground = picture_of(page, "header").reshape(-1, 3)
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert bool(np.median(ground) < 60) == dark
+    # What is written can be read.
+    assert int(ground.max()) - int(ground.min()) > 150

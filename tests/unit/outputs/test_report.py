@@ -1,0 +1,190 @@
+import base64
+import gzip
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import shapely
+from affine import Affine
+from rasterio.crs import CRS
+
+from landseg.errors import InputError, SceneError
+from landseg.grid import Grid
+from landseg.legend import LandClass, Legend
+from landseg.outputs.report import (
+    UNITS_PER_PX,
+    confidence_histogram,
+    draw_classes,
+    find_imagery,
+    polygon_data,
+    read_map,
+    unsure_polygons,
+    write_report,
+)
+from landseg.outputs.vector import write_layer
+from landseg.polygons import Polygons
+from tests.conftest import Landseg
+
+UTM = CRS.from_epsg(32640)
+# A map is the user's: names of classes may hold anything.
+LEGEND = Legend((LandClass(300, "</script><b>water", "#56b4e9"), LandClass(0, "building", "#d55e00")))
+
+
+@pytest.fixture
+def geopackage(tmp_path: Path) -> Path:
+    """A square of water around a building."""
+    building = shapely.box(500_004, 2_700_004, 500_008, 2_700_006)
+    square = shapely.difference(shapely.box(500_000, 2_700_000, 500_010, 2_700_010), building)
+    _, xy, (ring_offsets, polygon_offsets) = shapely.to_ragged_array(np.array([square, building]))
+    polygons = Polygons(
+        face_id=np.array([1, 2], np.int32),
+        xy=xy,
+        ring_offsets=ring_offsets,
+        polygon_offsets=polygon_offsets,
+        class_id=np.array([300, 0], np.int32),
+        confidence=np.array([81, 42], np.float32),
+        area_m2=np.array([92.0, 8.0]),
+        perimeter_m=np.array([52.0, 12.0]),
+    )
+    path = tmp_path / "map.gpkg"
+    write_layer(path, [polygons], LEGEND, UTM)
+    return path
+
+
+def page_of(geopackage: Path) -> tuple[str, dict[str, Any]]:
+    out = geopackage.with_suffix(".html")
+    write_report(out, read_map(geopackage), None)
+    page = out.read_text(encoding="utf-8")
+    found = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return page, json.loads(found[1])
+
+
+def test_a_page_tells_what_the_geopackage_holds(geopackage: Path) -> None:
+    page, report = page_of(geopackage)
+    assert "<title>Land use: map</title>" in page
+    assert [(c["class_name"], c["colour"], c["area_m2"]) for c in report["classes"]] == [
+        ("</script><b>water", "#56b4e9", 92),
+        ("building", "#d55e00", 8),
+    ]
+    assert report["unsure"]["share"] == pytest.approx(0.08)
+    assert [(p["index"], p["place"], p["area_m2"]) for p in report["unsure"]["largest"]] == [(1, 1, 8)]
+    assert report["provenance"] == [["Map", "map.gpkg"], ["Manifest", "none beside the map"]]
+    assert report["imagery"] is None
+
+
+def test_a_page_needs_nothing_else(geopackage: Path) -> None:
+    page, report = page_of(geopackage)
+    # The one address is Leaflet's, to be clicked on.
+    assert set(re.findall(r"(?:src|href)=\"(https?:[^\"]+)", page)) <= {"https://leafletjs.com"}
+    assert "default-src 'none'" in page
+    assert report["overlay"].startswith("data:image/png;base64,")
+    assert "Redistributions in binary form must reproduce the above copyright" in page
+
+
+def test_the_same_map_gives_the_same_page(geopackage: Path) -> None:
+    assert page_of(geopackage)[0] == page_of(geopackage)[0]
+
+
+def test_the_script_can_unpack_the_polygons(geopackage: Path) -> None:
+    page, report = page_of(geopackage)
+    found = re.search(r'<script type="text/plain" id="polygons">(.*?)</script>', page)
+    assert found is not None
+    content = gzip.decompress(base64.b64decode(found[1]))
+    assert report["counts"] == {"vertices": 15, "rings": 3, "polygons": 2}
+    assert len(content) == 15 * 8 + 3 * 4 + 2 * (4 + 3 * 4 + 2)
+    assert np.frombuffer(content[-4:], "<u2").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("transform", [Affine(0.5, 0, 500_000, 0, -0.5, 2_700_010), Affine.rotation(30)])
+def test_positions_are_within_half_a_unit(transform: Affine) -> None:
+    rng = np.random.default_rng(1)
+    grid = Grid((100, 100), transform, UTM)
+    centres = np.array([transform @ (col, row) for col, row in rng.uniform(10, 90, (20, 2))])
+    geometry = shapely.buffer(shapely.points(centres), 3)
+    figures = pd.DataFrame({name: np.ones(20) for name in ("area_m2", "confidence", "perimeter_m")})
+
+    counts, packed = polygon_data(geometry, figures, np.zeros(20, np.intp), grid)
+
+    deltas = np.frombuffer(gzip.decompress(packed), "<i4", 2 * counts["vertices"]).reshape(2, -1)
+    cols, rows = deltas.cumsum(axis=1) / UNITS_PER_PX
+    xs, ys = np.array([transform @ position for position in zip(cols, rows, strict=True)]).T
+    scale = abs(transform.determinant) ** 0.5
+    error = np.abs(np.column_stack([xs, ys]) - shapely.get_coordinates(geometry)).max()
+    assert error <= 0.5**0.5 / UNITS_PER_PX * scale + 1e-9
+
+
+def test_the_histogram_is_of_areas() -> None:
+    polygons = pd.DataFrame({"confidence": [12.0, 14.0, 100.0], "area_m2": [10.0, 20.0, 70.0]})
+    histogram = confidence_histogram(polygons)
+    assert len(histogram) == 20
+    assert histogram[2] == pytest.approx(0.3)
+    assert histogram[-1] == pytest.approx(0.7)
+
+
+def test_a_map_without_confidence_has_no_histogram() -> None:
+    polygons = pd.DataFrame({"confidence": [np.nan, np.nan], "area_m2": [10.0, 20.0]})
+    assert confidence_histogram(polygons) == []
+
+
+def test_the_overlay_has_the_polygons_colours(geopackage: Path) -> None:
+    content = read_map(geopackage)
+    grid = Grid((10, 12), Affine(1, 0, 500_000, 0, -1, 2_700_010), UTM)
+    overlay = draw_classes(content, grid)
+    building = overlay[4:6, 4:8]
+    assert (building == (213, 94, 0, 255)).all()
+    assert (overlay == (86, 180, 233, 255)).all(axis=-1).sum() == 92
+    assert (overlay[:, 10:] == 0).all()
+
+
+def test_the_largest_of_the_unsure_are_listed_by_their_place_in_the_page() -> None:
+    polygons = pd.DataFrame(
+        {"place": 1, "confidence": [40.0, 90.0, 49.0, 50.0, 30.0], "area_m2": [5.0, 50.0, 9.0, 30.0, 1.0]}
+    )
+    unsure = unsure_polygons(polygons, np.array([0, 1, 2, 3]))
+    assert (unsure["polygons"], unsure["area_m2"]) == (3, 15)
+    assert unsure["share"] == pytest.approx(15 / 95)
+    assert [polygon["index"] for polygon in unsure["largest"]] == [2, 0]
+
+
+def test_what_is_no_map_is_refused(tmp_path: Path, landseg: Landseg) -> None:
+    path = tmp_path / "notes.gpkg"
+    path.write_text("notes")
+    with pytest.raises(InputError, match=r"notes\.gpkg"):
+        read_map(path)
+    refused = landseg("report", path, "--out", tmp_path / "page.html")
+    assert refused.code == 3
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_json_file_that_is_no_manifest_is_passed_over_but_a_torn_one_is_not(geopackage: Path) -> None:
+    beside = geopackage.with_suffix(".json")
+    beside.write_text('{"type": "FeatureCollection"}')
+    assert read_map(geopackage).manifest == {}
+    beside.write_text('{"properties": ')
+    with pytest.raises(InputError, match=r"map\.json"):
+        read_map(geopackage)
+
+
+def test_a_page_is_not_replaced_unasked(geopackage: Path, landseg: Landseg) -> None:
+    page = geopackage.with_name("page.html")
+    assert landseg("report", geopackage, "--out", page).code == 0
+    assert landseg("report", geopackage, "--out", page).code == 2
+    assert landseg("report", geopackage, "--out", page, "--overwrite").code == 0
+
+
+def test_imagery_that_has_gone_is_left_out_but_one_that_is_named_must_be_there(
+    geopackage: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = {"href": "gone.tif", "bands": [1, 2, 3], "band_names": ["red", "green", "blue"], "value_ranges": []}
+    manifest = {"properties": {"landseg:scene": scene, "landseg:config": {"assume_crs": None}}}
+    geopackage.with_suffix(".json").write_text(json.dumps(manifest))
+    content = read_map(geopackage)
+    assert find_imagery(content, None) is None
+    assert "--scene" in caplog.text
+    with pytest.raises(SceneError, match=r"elsewhere\.tif"):
+        find_imagery(content, "elsewhere.tif")
