@@ -75,6 +75,8 @@ def run(
     ] = None,
     force_gsd: Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")] = None,
     assume_crs: Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes that share the work; 1")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Dask scheduler to use the workers of: tcp://host:8786")] = None,
     max_memory: Annotated[str | None, typer.Option(help="main memory to keep to: 2GB; half of what is free")] = None,
     min_area: Annotated[
         str | None, typer.Option(help="merge smaller polygons: 50m2, or 1ha,building=0.25ha; keep all")
@@ -103,6 +105,8 @@ def run(
         "on_error": on_error,
         "force_gsd": force_gsd,
         "assume_crs": assume_crs,
+        "workers": workers,
+        "scheduler": scheduler,
         "max_memory": max_memory,
         **_min_areas(min_area),
         "simplify": simplify,

@@ -88,6 +88,8 @@ class RunConfig(Strict):
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
     assume_crs: str | None = Field(None, description="coordinate reference system of a scene that names none")
     overwrite: bool = Field(False, description="replace existing outputs")
+    workers: int | None = Field(None, ge=1, description="processes on this machine that share the work; by default one")
+    scheduler: str | None = Field(None, description="address of a Dask scheduler whose workers do the work")
     max_memory: Size | None = Field(None, description="main memory to keep to; by default half of what is free")
     min_area: Area = Field(0.0, description="smaller polygons join the neighbour with the longest common border")
     min_area_of_class: dict[str, Area] = Field({}, description="other minima, by class name")
