@@ -96,6 +96,8 @@ class RunConfig(PolygonConfig):
     )
     on_error: Literal["fail", "nodata"] = Field("fail", description="what becomes of pixels that can't be read")
     force_gsd: bool = Field(False, description="take the pixels as they are, whatever their size")
+    workers: int | None = Field(None, ge=1, description="processes on this machine that share the work; by default one")
+    scheduler: str | None = Field(None, description="address of a Dask scheduler whose workers do the work")
     max_memory: Size | None = Field(None, description="main memory to keep to; by default half of what is free")
     picture: bool = Field(False, description="write a picture of the map too")
     qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")

@@ -29,6 +29,7 @@ from landseg.chips import Batch, Normalisation, read_batches
 from landseg.errors import RunInterruptedError
 from landseg.grid import Grid, Strip, Tiling
 from landseg.model.bundle import Bundle
+from landseg.model.pspnet import PSPNet
 from landseg.mosaic import Mosaic, Part, Rows, Sums, join
 from landseg.outputs.drafts import writing
 from landseg.predict import Predictor, Views
@@ -187,6 +188,12 @@ class StripStore:
         finally:
             draft.unlink(missing_ok=True)
 
+    def count_try(self, index: int) -> int:
+        """Note that a strip is about to be computed, and count how often it was since `finished` was asked."""
+        with writing(self.folder), (self.folder / f"{index:06}.tries").open("ab") as file:
+            file.write(b".")
+            return file.tell()
+
     def load(self, index: int) -> Part:
         """Read a finished strip."""
         with np.load(self._path(index)) as arrays:
@@ -210,18 +217,20 @@ class StripStore:
 
 
 class Mapper:
-    """Computes strips of a job; holds its network.
+    """Computes strips of a job by its network.
 
     Parameters
     ----------
     job
         What to map.
+    network
+        The job's.
     """
 
-    def __init__(self, job: MapJob) -> None:
+    def __init__(self, job: MapJob, network: PSPNet) -> None:
         self.job = job
+        self.batch = job.batch
         card = job.bundle.card
-        network = job.bundle.load_network()
         self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
         self.normalise = Normalisation.of(job.ranges, card.mean, card.std)
 
@@ -235,7 +244,7 @@ class Mapper:
         tuple
             A batch of N chips, and (N, K, S, S) float32 on the job's device that sums to 1 over K.
         """
-        batches = read_batches(scene, self.job.tiling, self.normalise, batch=self.job.batch, chip_rows=strip.chip_rows)
+        batches = read_batches(scene, self.job.tiling, self.normalise, batch=self.batch, chip_rows=strip.chip_rows)
         with closing(batches):
             for batch in batches:
                 yield batch, self.predict(batch.pixels)
@@ -283,7 +292,7 @@ def compute_here(
 ) -> Generator[int, None, None]:
     """Compute strips in this process, one after the other."""
     # A generator's body begins with the first strip that is asked for: without one no network is loaded.
-    mapper = Mapper(job)
+    mapper = Mapper(job, job.bundle.load_network())
     for index in indices:
         mapper.map_strip(index, store, advance)
         yield index

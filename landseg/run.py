@@ -30,6 +30,7 @@ from landseg.legend import NODATA
 from landseg.machine import available_bytes, cores
 from landseg.mapping import (
     BATCHES_PER_STRIP,
+    Compute,
     MapJob,
     Mapper,
     Progress,
@@ -175,26 +176,39 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """Projected peak of main memory."""
-        cache = int(GDAL_OPTIONS["GDAL_CACHEMAX"])
-        return BASE_BYTES + cache + max(self._mapping_bytes, self._polygons_bytes)
+        base = BASE_BYTES + int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+        if self.config.scheduler is not None:
+            return base + max(self._joining_bytes, self._polygons_bytes)
+        if self.config.workers is not None:
+            # Strips are drawn after the workers have gone.
+            mapping = self.config.workers * (base + self._mapping_bytes) + self._joining_bytes
+        else:
+            mapping = self._mapping_bytes + self._joining_bytes
+        return base + max(mapping, self._polygons_bytes)
 
     @property
     def _mapping_bytes(self) -> int:
         classes, chip = len(self.bundle.card.legend), self.tiling.chip_px**2
-        bands, cols = len(self.bands), self.grid.shape[1]
+        bands = len(self.bands)
         # The file's 16 bits a weight, widened to 32, and once more while they are made ready.
         weights = 6 * self.bundle.weights_bytes
         # Beside what the network holds, logits and probabilities stand side by side; read-ahead holds two batches more.
         held = self.bundle.card.architecture.floats_per_pixel
         forward = self.batch * chip * 4 * (held + 4 * classes) if self.device.type == "cpu" else 0
         ahead = 3 * self.batch * chip * (4 * bands + 1)
-        # Finished rows are held by the strip, by those who join and by the writer.
-        strip = self.strips[-1]
-        own, shared = (stop - start for start, stop in (strip.own, self.strips[0].lower))
-        finished = 3 * cols * (2 * own + 2 * shared * Sums.bytes_per_pixel(classes))
-        writer = 3 * 2 * BLOCK_PX * cols
         band = 2 * Mosaic.projected_bytes(self.tiling, classes)
-        return int(weights + forward + ahead + band + finished + writer)
+        return int(weights + forward + ahead + band + self._strip_bytes)
+
+    @property
+    def _strip_bytes(self) -> int:
+        strip, cols = self.strips[-1], self.grid.shape[1]
+        own, shared = (stop - start for start, stop in (strip.own, self.strips[0].lower))
+        # Twice, as its rows are put together.
+        return 2 * cols * (2 * own + 2 * shared * Sums.bytes_per_pixel(len(self.bundle.card.legend)))
+
+    @property
+    def _joining_bytes(self) -> int:
+        return self._strip_bytes + 3 * 2 * BLOCK_PX * self.grid.shape[1]
 
     @property
     def _polygons_bytes(self) -> int:
@@ -311,7 +325,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     info = describe_scene(scene, config.assume_crs)
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
-    device = choose_device(config.device)
+    device, dtype = _device(config)
     plan = Plan(
         config=config,
         info=info,
@@ -320,13 +334,30 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         grid=grid,
         tiling=Tiling(grid.shape, card.chip_px, round(config.overlap * card.chip_px)),
         device=device,
-        dtype=choose_precision(config.precision, device),
+        dtype=dtype,
         batch=config.batch or (8 if device.type == "cpu" else 64),
         threads=cores(),
         budget_bytes=int(config.max_memory or available_bytes() / 2),
         outputs=OutputPaths.of(out, picture=config.picture, project=config.qgis_project),
     )
     return _fitted(plan)
+
+
+def _device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
+    """Find where and in what type the network runs: here, or on the workers of a scheduler."""
+    if config.scheduler is not None:
+        if config.workers is not None:
+            raise UsageError("--workers and --scheduler exclude each other", "a scheduler brings its own workers")
+        from landseg.cluster import survey  # dask is slow to import
+
+        return survey(config.scheduler, config.device, config.precision)
+    device = choose_device(config.device)
+    if device.type == "cuda" and (config.workers or 1) > 1:
+        raise UsageError(
+            f"{config.workers} workers would share a GPU",
+            "for several GPUs start dask-cuda's workers, and give --scheduler",
+        )
+    return device, choose_precision(config.precision, device)
 
 
 def _fitted(plan: Plan) -> Plan:
@@ -367,7 +398,7 @@ def check(plan: Plan) -> None:
 
 def projected_seconds(plan: Plan) -> float:
     """Time one batch of noise, after a warm-up, and scale it to the plan's chips; polygons aside."""
-    predictor = Mapper(map_job(plan)).predict
+    predictor = _mapper(plan).predict
     side = plan.tiling.chip_px
     noise = torch.randn(min(plan.batch, plan.tiling.chip_count), len(plan.bands), side, side)
     predictor(noise)
@@ -406,7 +437,7 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
     job = map_job(plan)
     with Drafts(outputs.polygons, kept=job.key) as drafts:
         store = StripStore(drafts.kept, job)
-        labels, valid_pixels = _write_labels(job, store, drafts.folder, on_progress)
+        labels, valid_pixels = _write_labels(job, store, _computing(plan.config), drafts.folder, on_progress)
         lost = [window.flatten() for window in windows_of(store.lost(), CELL_PX, plan.grid.shape)]
         if lost:
             count = sum(width * height for _, _, width, height in lost)
@@ -467,7 +498,7 @@ def map_labels(plan: Plan, folder: Path, on_progress: ProgressCallback = lambda 
         If the scene can't be read to its end or has no valid pixel.
     """
     job = map_job(plan)
-    return _write_labels(job, StripStore(folder / "strips", job), folder, on_progress)[0].path
+    return _write_labels(job, StripStore(folder / "strips", job), compute_here, folder, on_progress)[0].path
 
 
 def map_job(plan: Plan) -> MapJob:
@@ -489,14 +520,29 @@ def map_job(plan: Plan) -> MapJob:
     )
 
 
+def _mapper(plan: Plan) -> Mapper:
+    return Mapper(map_job(plan), plan.bundle.load_network())
+
+
+def _computing(config: RunConfig) -> Compute:
+    """Choose who computes strips."""
+    if config.workers is None and config.scheduler is None:
+        return compute_here
+    from landseg import cluster  # dask is slow to import
+
+    if config.scheduler is not None:
+        return cluster.compute_by_scheduler(config.scheduler)
+    return cluster.compute_by_workers(config.workers or 1)
+
+
 def _write_labels(
-    job: MapJob, store: StripStore, folder: Path, on_progress: ProgressCallback
+    job: MapJob, store: StripStore, compute: Compute, folder: Path, on_progress: ProgressCallback
 ) -> tuple[LabelRaster, int]:
     """Write the label raster; give it and the number of its valid pixels."""
     valid_pixels = 0
     with (
         LabelRaster(folder / "labels.tif", job.grid, job.bundle.card.legend) as raster,
-        closing(map_rows(job, store, compute_here, on_progress)) as mapped,
+        closing(map_rows(job, store, compute, on_progress)) as mapped,
     ):
         for rows in mapped:
             raster.write(rows.labels, rows.confidence)
@@ -527,7 +573,7 @@ def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) ->
     SceneError
         If the scene can't be read to its end.
     """
-    mapper = Mapper(map_job(plan))
+    mapper = _mapper(plan)
     progress = Progress("map", 0, plan.grid.size)
     on_progress(progress)
     with mapper.open_scene() as scene:
@@ -562,7 +608,7 @@ def _versions() -> dict[str, str]:
 
 
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
-    config = plan.config.model_dump(mode="json", exclude={"overwrite", "max_memory"})
+    config = plan.config.model_dump(mode="json", exclude={"overwrite", "max_memory", "workers", "scheduler"})
     return {
         "landseg:scene": {
             "href": plan.info.path,

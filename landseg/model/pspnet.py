@@ -258,7 +258,8 @@ class PSPNet(nn.Module):
         align_corners = self.architecture.align_corners
         before, last = self.backbone(x)  # (N, C3, H/s, W/s), (N, C4, H/s, W/s)
         logits = self.head(self.pyramid(last))  # (N, K, H/s, W/s)
-        logits = upsample(logits, x, align_corners=align_corners)  # (N, K, H, W)
+        # In bf16 the eight bits of a logit would be too coarse to tell neighbouring pixels apart.
+        logits = upsample(logits.float(), x, align_corners=align_corners)  # (N, K, H, W)
         if not with_auxiliary:
             return logits
         if self.auxiliary is None:

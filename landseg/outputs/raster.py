@@ -68,6 +68,7 @@ class LabelRaster:
                 blockysize=BLOCK_PX,
                 compress="deflate",
                 zlevel=1,
+                num_threads="ALL_CPUS",
                 interleave="band",
                 photometric="palette",
                 alpha="unspecified",

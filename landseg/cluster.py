@@ -1,0 +1,205 @@
+"""A Dask cluster as who computes a job's strips: processes on this machine, or the workers of a running scheduler.
+
+Each task is a strip: it reads its own pixels and may be done twice. The network goes to each worker once. Strips do not
+travel: workers put them into the run's work folder, which all of them must see.
+"""
+
+import logging
+import multiprocessing
+import signal
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import dask
+import torch
+from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker, wait
+from distributed.utils import get_mp_context
+
+from landseg.errors import LandsegError, MemoryLimitError, ResourceError
+from landseg.machine import cores
+from landseg.mapping import Advance, Compute, MapJob, Mapper, StripStore
+from landseg.model.pspnet import PSPNet
+from landseg.predict import DeviceName, Precision, choose_device, choose_precision
+
+# Else every connection that comes or goes is news.
+logging.getLogger("distributed").setLevel(logging.WARNING)
+
+TRIES = 3
+"""Workers that a strip may end before it is given up; the last one takes one chip at a time."""
+
+CONNECT_S = 10
+
+
+def compute_by_workers(workers: int) -> Compute:
+    """Compute strips by some processes on this machine, which share its cores."""
+
+    def compute(job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance) -> Generator[int, None, None]:
+        if indices:
+            with _local_client(workers) as client:
+                yield from _compute(client, job, store, indices, advance, are_ours=True)
+
+    return compute
+
+
+def compute_by_scheduler(address: str) -> Compute:
+    """Compute strips by the workers of the scheduler at an address such as ``tcp://host:8786``."""
+
+    def compute(job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance) -> Generator[int, None, None]:
+        if indices:
+            with _connected(address) as client:
+                yield from _compute(client, job, store, indices, advance, are_ours=False)
+
+    return compute
+
+
+def survey(address: str, device: DeviceName, precision: Precision) -> tuple[torch.device, torch.dtype]:
+    """Find the device and the type to compute in that all workers of a scheduler have.
+
+    Raises
+    ------
+    ResourceError
+        If there is no scheduler or no worker, or the workers differ.
+    """
+    with _connected(address) as client:
+        found: set[tuple[torch.device, torch.dtype]] = set(client.run(_chosen, device, precision).values())
+    if len(found) > 1:
+        raise ResourceError(
+            f"the workers of {address} are not alike: {', '.join(sorted(f'{d} in {t}' for d, t in found))}",
+            "start them on machines of one kind, or say which --device and --precision",
+        )
+    return found.pop()
+
+
+def _chosen(device: DeviceName, precision: Precision) -> tuple[torch.device, torch.dtype]:
+    chosen = choose_device(device)
+    return chosen, choose_precision(precision, chosen)
+
+
+@contextmanager
+def _local_client(workers: int) -> Generator[Client, None, None]:
+    # Forked workers are born with torch imported, instead of each taking seconds for it; Windows can't.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    with dask.config.set({"distributed.worker.multiprocessing-method": method}):
+        if method == "forkserver":
+            get_mp_context().set_forkserver_preload(["distributed", __name__])
+        threads = max(1, cores() // workers)
+        with (
+            LocalCluster(
+                n_workers=workers, threads_per_worker=threads, memory_limit=0, dashboard_address=None
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            yield client
+
+
+@contextmanager
+def _connected(address: str) -> Generator[Client, None, None]:
+    try:
+        client = Client(address, timeout=CONNECT_S)
+    except (OSError, ValueError) as error:
+        raise ResourceError(
+            f"no Dask scheduler answers at {address}", "is it running, and the address right?"
+        ) from error
+    with client:
+        if not client.nthreads():
+            raise ResourceError(f"the scheduler at {address} has no workers", "start some: dask worker " + address)
+        yield client
+
+
+class _Strips(WorkerPlugin):
+    """What a worker holds of a job. Strips take turns on it: one fills the cores, or the GPU."""
+
+    def __init__(self, job: MapJob, network: PSPNet, folder: Path, *, are_ours: bool) -> None:
+        self.name = f"landseg-{job.key}"
+        self.job = job
+        self.network = network
+        self.folder = folder
+        self.are_ours = are_ours
+        self.threads = 1
+
+    def setup(self, worker: Worker) -> None:
+        """Take over the worker's share of the cores."""
+        self.threads = worker.state.nthreads
+        self.turn = threading.Lock()
+        self.mapper: Mapper | None = None
+        if self.are_ours and threading.current_thread() is threading.main_thread():
+            # Ctrl-C reaches all processes of the terminal; the client says when to stop.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def map_strip(self, index: int) -> int:
+        """Put a strip into the store and give the number of its chips."""
+        with self.turn:
+            torch.set_num_threads(self.threads)
+            store = StripStore(self.folder, self.job)
+            tries = store.count_try(index)
+            if tries > TRIES:
+                raise MemoryLimitError(
+                    f"strip {index} ended its worker {TRIES} times",
+                    "give workers more memory, or a smaller --batch; the same command goes on from what is finished",
+                )
+            if self.mapper is None:
+                self.mapper = Mapper(self.job, self.network)
+            self.mapper.batch = self.job.batch if tries < TRIES else 1
+            counted = 0
+
+            def count(_pixels: int, chips: int) -> None:
+                nonlocal counted
+                counted += chips
+
+            self.mapper.map_strip(index, store, count)
+            return counted
+
+
+def _map_strip(name: str, index: int) -> int:
+    plugin = cast("_Strips", get_worker().plugins[name])
+    try:
+        return plugin.map_strip(index)
+    except LandsegError as error:
+        told = type(error)(error.what, error.hint)
+    # Raised anew, without the errors that led to it: GDAL's can't be sent.
+    raise told
+
+
+def _compute(
+    client: Client, job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance, *, are_ours: bool
+) -> Generator[int, None, None]:
+    folder = store.folder.resolve()
+    blind = [address for address, sees in client.run(folder.is_dir).items() if not sees]
+    if blind:
+        raise ResourceError(f"the worker {blind[0]} does not see {folder}", "write to a folder that all workers share")
+    if Path(job.info.path).exists():
+        job = replace(job, info=replace(job.info, path=str(Path(job.info.path).resolve())))
+    plugin = _Strips(job, job.bundle.load_network(), folder, are_ours=are_ours)
+    client.forward_logging("landseg", logging.WARNING)
+    client.register_plugin(plugin)
+    upcoming = iter(indices)
+    running: dict[Future[int], int] = {}
+
+    def submit(index: int) -> Future[int]:
+        future: Future[int] = client.submit(_map_strip, plugin.name, index, key=f"{plugin.name}-{index}", pure=False)
+        running[future] = index
+        return future
+
+    try:
+        arriving = as_completed([submit(index) for _, index in zip(client.nthreads(), upcoming, strict=False)])
+        for future in arriving:
+            index = running.pop(future)
+            if isinstance(future.exception(), KilledWorker):
+                # It may have died of another strip; this one's tries are counted.
+                running[future] = index
+                future.retry()
+                arriving.add(future)
+                continue
+            advance(job.pixels(job.strips[index]), future.result())
+            for _, upcoming_index in zip(range(len(client.nthreads()) - len(running)), upcoming, strict=False):
+                arriving.add(submit(upcoming_index))
+            yield index
+    finally:
+        # What is under way is worth waiting for, unless the user insists.
+        wait(list(running))
+        client.unregister_worker_plugin(plugin.name)
+        client.unforward_logging("landseg")

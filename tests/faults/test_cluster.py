@@ -1,0 +1,155 @@
+"""Whoever computes the strips, the map is the same; workers may die."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+from distributed import Client, LocalCluster, WorkerPlugin
+from numpy.typing import NDArray
+
+from landseg import cluster as landseg_cluster
+from landseg.config import RunConfig
+from landseg.errors import MemoryLimitError, ResourceError, SceneError, UsageError
+from landseg.mapping import Mapper, Progress
+from landseg.run import Plan, build_plan, execute, map_job
+from tests.conftest import Landseg, SceneMaker
+
+
+@pytest.fixture(autouse=True)
+def _one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landseg_cluster, "cores", lambda: 1)
+
+
+@pytest.fixture
+def cluster() -> Iterator[LocalCluster]:
+    """Give two workers in processes of their own."""
+    with landseg_cluster._local_client(2) as client:
+        yield client.cluster
+
+
+@pytest.fixture
+def plan(make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path) -> Plan:
+    config = RunConfig(model=str(small_bundle), device="cpu", batch=1, overwrite=True)
+    return build_plan(str(make_scene(np.tile(city, (1, 6, 2)))), tmp_path / "map.gpkg", config)
+
+
+@pytest.fixture
+def expected(plan: Plan) -> bytes:
+    return execute(plan).outputs.raster.read_bytes()
+
+
+def planned(plan: Plan, **options: object) -> Plan:
+    return build_plan(plan.info.path, plan.outputs.polygons, plan.config.model_copy(update=options))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_make_the_same_map(plan: Plan, expected: bytes, workers: int) -> None:
+    assert execute(planned(plan, workers=workers)).outputs.raster.read_bytes() == expected
+
+
+def test_a_worker_that_is_killed_costs_nothing_but_time(plan: Plan, expected: bytes, cluster: LocalCluster) -> None:
+    killed: list[int] = []
+    with Client(cluster) as client:
+
+        def kill(progress: Progress) -> None:
+            if progress.chips > 40 and not killed:
+                killed.append(next(iter(client.run(os.getpid).values())))
+                os.kill(killed[0], signal.SIGKILL)
+
+        result = execute(planned(plan, scheduler=cluster.scheduler_address), kill)
+    assert killed
+    assert result.outputs.raster.read_bytes() == expected
+
+
+class Poison(WorkerPlugin):
+    """Makes every worker die of strip 2 as long as it takes that many chips at once."""
+
+    name = "poison"
+
+    def __init__(self, deadly_batch: int) -> None:
+        self.deadly_batch = deadly_batch
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002
+        map_strip, deadly_batch = Mapper.map_strip, self.deadly_batch
+
+        def poisoned(mapper: Mapper, index: int, *rest: object) -> None:
+            if index == 2 and mapper.batch >= deadly_batch:
+                os._exit(1)
+            logging.getLogger("landseg").warning("strip %d is on its way", index)
+            map_strip(mapper, index, *rest)
+
+        Mapper.map_strip = poisoned  # type: ignore[method-assign]
+
+
+def test_a_strip_that_ends_workers_is_tried_with_one_chip_at_a_time(
+    plan: Plan, cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Client(cluster) as client:
+        client.register_plugin(Poison(deadly_batch=2))
+    with rasterio.open(execute(planned(plan, batch=2)).outputs.raster) as file:
+        expected = file.read(1)
+    caplog.clear()
+    result = execute(planned(plan, batch=2, scheduler=cluster.scheduler_address))
+    with rasterio.open(result.outputs.raster) as file:
+        assert (file.read(1) == expected).mean() > 0.999
+    assert "strip 0 is on its way" in caplog.text
+
+
+def test_a_strip_that_ends_every_worker_is_given_up_and_the_rest_is_kept(plan: Plan, cluster: LocalCluster) -> None:
+    with Client(cluster) as client:
+        client.register_plugin(Poison(deadly_batch=1))
+    with pytest.raises(MemoryLimitError, match="strip 2 ended its worker 3 times"):
+        execute(planned(plan, scheduler=cluster.scheduler_address))
+    kept = {path.stem for path in plan.outputs.polygons.parent.rglob("*.npz")}
+    assert {"000000", "000001", "000003"} <= kept
+    assert "000002" not in kept
+
+
+def test_a_worker_s_error_reaches_the_user(plan: Plan, cluster: LocalCluster) -> None:
+    doomed = planned(plan, scheduler=cluster.scheduler_address)
+    Path(plan.info.path).write_bytes(Path(plan.info.path).read_bytes()[:200_000])
+    with pytest.raises(SceneError, match="damaged or out of reach"):
+        execute(doomed)
+
+
+def test_the_network_runs_where_and_as_the_workers_can(plan: Plan, cluster: LocalCluster) -> None:
+    chosen = planned(plan, scheduler=cluster.scheduler_address, device="auto")
+    assert (chosen.device, chosen.dtype) == (plan.device, plan.dtype)
+    assert map_job(chosen).key == map_job(plan).key
+
+
+def test_no_scheduler(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landseg_cluster, "CONNECT_S", 0.2)
+    with pytest.raises(ResourceError, match="no Dask scheduler answers at tcp://127"):
+        planned(plan, scheduler="tcp://127.0.0.1:1")
+
+
+def test_a_scheduler_has_workers_of_its_own(plan: Plan) -> None:
+    with pytest.raises(UsageError, match="exclude each other"):
+        planned(plan, scheduler="tcp://127.0.0.1:1", workers=2)
+
+
+def test_ctrl_c_stops_all_processes_at_the_next_strip(plan: Plan, landseg: Landseg, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "map.gpkg"
+    out.parent.mkdir()
+    model = plan.config.model
+    options = "run", plan.info.path, "--out", str(out), "--model", model, "--batch", "1", "--workers", "2"
+    command = [sys.executable, "-m", "landseg", *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not list(out.parent.rglob("*.npz")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130, err
+    assert "strips done" in err
+    assert "Traceback" not in err
+    assert [path.name for path in out.parent.iterdir()] == ["map.gpkg.landseg"]
