@@ -161,16 +161,14 @@ class Plan:
 
     @cached_property
     def scene_fingerprint(self) -> str:
-        """Changes when the scene's file does: of its path, grid and, for a local file, size and time of change."""
-        path = Path(self.info.path)
-        stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else ()
-        return _digest([self.info.path, self.info.grid.shape, tuple(self.info.grid.transform), stamp])
+        """Changes when the scene's file does: of its path, grid and stamp."""
+        return _digest([self.info.shown, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp])
 
     def summary(self) -> dict[str, Any]:
         """Tell the plan in plain values, for people and ``--json``."""
         rows, cols = self.grid.shape
         return {
-            "scene": self.info.path,
+            "scene": self.info.shown,
             "model": self.bundle.card.name,
             "bands": list(self.bands),
             "grid": {
@@ -369,7 +367,7 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
             legend=legend,
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
-            source=plan.info.path,
+            source=plan.info.shown,
             versions=_versions(),
             properties=_provenance(plan, ranges, valid_pixels),
         )
@@ -479,7 +477,7 @@ def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...],
         grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
-        title=f"Land use: {Path(plan.info.path).stem}",
+        title=f"Land use: {Path(plan.info.shown).stem}",
         source=f"landseg {__version__}, model {plan.bundle.card.name}",
     )
 
@@ -515,7 +513,7 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int) -> dict[str,
     config = plan.config.model_dump(mode="json", exclude={"overwrite"})
     return {
         "landseg:scene": {
-            "href": plan.info.path,
+            "href": plan.info.shown,
             "fingerprint": plan.scene_fingerprint,
             "bands": list(plan.bands),
             "value_ranges": [list(pair) for pair in ranges],

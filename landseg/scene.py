@@ -1,10 +1,13 @@
 """Scenes: what a raster is, which of its bands a model reads, on which grid, and its pixels window by window."""
 
 import math
+import os
 import threading
+import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -23,6 +26,7 @@ from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid, shrunk
+from landseg.hrefs import hide_secrets, is_remote
 
 GDAL_VERSION: str = rasterio.__gdal_version__
 
@@ -40,10 +44,20 @@ GSD_TOLERANCE = 0.1
 GSD_LIMIT = 8.0
 """How many times off the model's ground sampling distance a scene may be before it is refused."""
 
-GDAL_OPTIONS: Mapping[str, Any] = {
+_HTTP_OPTIONS: Mapping[str, Any] = {
     # Of a server's transient failures; GDAL's own default is not to try again.
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
+    # GDAL's own default is to wait for ever, first for a connection (seconds), then for the next byte: less than so
+    # many bytes a second, for so many seconds, is a failure.
+    "GDAL_HTTP_CONNECTTIMEOUT": 20,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 100,
+    "GDAL_HTTP_LOW_SPEED_TIME": 30,
+}
+
+GDAL_OPTIONS: Mapping[str, Any] = {
+    # What the environment says of them counts.
+    **{name: value for name, value in _HTTP_OPTIONS.items() if name not in os.environ},
     # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
     # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
     "GDAL_CACHEMAX": 256 * 2**20,
@@ -77,6 +91,9 @@ class SceneInfo:
         Lower-case name of each band, from its description, else from its colour interpretation, else empty.
     validity
         What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none``.
+    stamp
+        Changes when the file does: a local file's size and time of change, or what an HTTP server says of them; empty
+        where nothing is known.
     """
 
     path: str
@@ -84,6 +101,12 @@ class SceneInfo:
     dtype: str
     band_names: tuple[str, ...]
     validity: Literal["alpha", "mask", "nodata", "none"]
+    stamp: tuple[int | str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The path without what may be secret in a URL, for people and records."""
+        return hide_secrets(self.path)
 
     @property
     def is_float(self) -> bool:
@@ -152,8 +175,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     CrsError
         If it has no usable CRS.
     """
-    is_local = "://" not in path and not path.startswith("/vsi")
-    if is_local and not Path(path).exists():
+    if not is_remote(path) and not Path(path).exists():
         raise SceneError(f"there is no scene {path}")
     try:
         with rasterio.Env(**GDAL_OPTIONS), rasterio.open(path) as source:
@@ -172,10 +194,27 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                 dtype=str(np.result_type(*dtypes)),
                 band_names=_band_names(source),
                 validity=_validity(source),
+                stamp=_stamp(path),
             )
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
         raise SceneError(f"can't read {path} as a raster", detail or None) from error
+
+
+def _stamp(path: str) -> tuple[int | str, ...]:
+    """Say what changes when the file does."""
+    if path.startswith(("http://", "https://")):
+        try:
+            request = urllib.request.Request(path, method="HEAD")  # noqa: S310 (the scheme was looked at)
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+                headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
+                return tuple(value for value in headers if value)
+        except (OSError, HTTPException):
+            return ()  # the server answers to GET alone
+    if is_remote(path):
+        return ()
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
