@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.errors import BatchError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.logs import log_to_stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,6 +120,31 @@ def run(
         terminal.print_areas(result.areas)
         for path in result.outputs.all:
             typer.echo(path)
+
+
+@app.command()
+def batch(
+    pipeline: Annotated[Path, typer.Argument(help="YAML file, such as pipelines/monthly.yaml")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and why, and stop")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="log JSON lines on stderr, without progress")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Map many scenes: skip what is current, go on past a failure, report.
+
+    LANDSEG_… variables come before the file's keys: LANDSEG_DEVICE=cuda, LANDSEG_OUT=/srv/maps.
+    """
+    from landseg import terminal
+    from landseg.batch import load_pipeline, run_batch
+
+    with terminal.show_progress(quiet or log_json or dry_run) as on_progress:
+        report = run_batch(load_pipeline(pipeline), pipeline.stem, dry_run=dry_run, on_progress=on_progress)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        terminal.print_report(report)
+    if failed := report.counts.get("failed", 0):
+        raise BatchError(f"{failed} of {len(report.entries)} maps failed", "run it again to do what is left")
 
 
 def _min_areas(text: str | None) -> dict[str, Any]:
@@ -347,7 +373,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _stop)
-    logging.basicConfig(format="landseg: %(message)s", level=logging.WARNING)
+    log_to_stderr(as_json="--log-json" in arguments)
     try:
         app(arguments)
     except LandsegError as error:
@@ -361,5 +387,5 @@ def main() -> None:
 def _fail(error: LandsegError, debug: bool) -> NoReturn:
     if debug:
         raise error
-    typer.echo(f"landseg: {error}", err=True)
+    logging.getLogger("landseg").error("%s", error)
     sys.exit(error.exit_code)

@@ -12,6 +12,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from landseg.batch import Report
     from landseg.model.bundle import Card
     from landseg.outputs import ClassArea
     from landseg.run import Progress, ProgressCallback
@@ -100,9 +101,10 @@ class _BarDisplay:
 
     def update(self, progress: "Progress") -> None:
         if self._task is None:
-            self._rates = _Rates()
             self._task = self._bar.add_task("", rates="")
         is_map = progress.stage == "map"
+        if is_map and not progress.done:
+            self._rates = _Rates()
         self._bar.update(
             self._task,
             description=STAGES[progress.stage],
@@ -127,6 +129,20 @@ def print_areas(areas: "Sequence[ClassArea]") -> None:
             "" if area.confidence is None else f"{area.confidence:.0f} %",
         )
     _console().print(table)
+
+
+def print_report(report: "Report") -> None:
+    """Print what became of a batch's scenes on stdout."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("map", overflow="fold")
+    table.add_column("status")
+    table.add_column("time", justify="right")
+    table.add_column("why", overflow="fold")
+    for entry in report.entries:
+        time_taken = duration(entry.seconds) if entry.seconds else ""
+        table.add_row(entry.name, entry.status, time_taken, entry.why.splitlines()[0])
+    _console().print(table)
+    print(report.line)
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

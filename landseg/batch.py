@@ -1,0 +1,388 @@
+"""Many scenes by one file: what is current is skipped, what fails is passed over, and a report says what became of all.
+
+``load_pipeline(path)`` -> ``run_batch(pipeline)`` -> `Report`. A map is current when its manifest names the scene, the
+model and the options that it would be made of now, and its files are there. So a batch that was stopped goes on when it
+is run again, and a job that runs every month does what the month brought.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, Literal
+
+import requests
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from landseg import __version__
+from landseg.catalog.search import SceneRef, search
+from landseg.config import PipelineConfig, RunConfig, load_config, override_by_environment
+from landseg.errors import LandsegError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.hrefs import hide_secrets, is_remote, stem
+from landseg.logs import FACTS
+from landseg.outputs.drafts import writing
+from landseg.run import Plan, ProgressCallback, build_plan, check, execute
+
+log = logging.getLogger(__name__)
+
+REPORT_FILE = "run.json"
+WEBHOOK_TIMEOUT_S = 20.0
+
+HOW = {"model", "device", "batch", "overwrite"}
+"""Options that do not change a map; the model counts by its weights and not by its name."""
+
+_UNFIT = re.compile(r"[^\w.+-]+")
+"""What an item's id may hold and a file's name should not."""
+
+Status = Literal["mapped", "current", "due", "failed"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of a scene.
+
+    Parameters
+    ----------
+    name
+        Of its map.
+    scene
+        Path or URL, without what may be secret in it.
+    status
+        ``due`` stands for what would be mapped, in a dry run, and for what was not reached.
+    why
+        Why it was mapped, or what went wrong.
+    unreachable
+        Whether it failed because its server did not give it, which may change.
+    outputs
+        Paths of the products, if they are there.
+    attempts
+        How often it was tried.
+    seconds
+        Of the last attempt.
+    """
+
+    name: str
+    scene: str
+    status: Status
+    why: str
+    unreachable: bool = False
+    outputs: tuple[str, ...] = ()
+    attempts: int = 1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a batch.
+
+    Parameters
+    ----------
+    pipeline
+        Name of its file.
+    started, seconds
+        When, in UTC, and how long.
+    entries
+        Every scene, in the order that they were mapped in; the merged map, if any, last.
+    finished
+        False if it was stopped.
+    """
+
+    pipeline: str
+    started: datetime
+    seconds: float
+    entries: tuple[Entry, ...]
+    finished: bool = True
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many entries are of each status that occurs."""
+        return dict(Counter(entry.status for entry in self.entries))
+
+    @property
+    def line(self) -> str:
+        """The report in a line."""
+        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items()) or "nothing to do"
+        return f"{self.pipeline}: {counts}{'' if self.finished else '; stopped'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tell it in plain values. ``text`` is what chat services show of a posted report."""
+        return {
+            "text": f"landseg {self.line}",
+            "pipeline": self.pipeline,
+            "landseg": __version__,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 1),
+            "finished": self.finished,
+            "counts": self.counts,
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene, the name of its map, and the place of the map's polygons."""
+
+    scene: SceneRef
+    name: str
+    out: Path
+
+
+def load_pipeline(path: Path, environment: Mapping[str, str] = os.environ) -> PipelineConfig:
+    """Read a pipeline; its relative paths start at its folder, those of ``LANDSEG_…`` variables at the working folder.
+
+    Raises
+    ------
+    ConfigError
+        If a key of the file or a variable does not make sense.
+    """
+    return override_by_environment(load_config(path, PipelineConfig).at(path.parent), environment)
+
+
+def run_batch(
+    pipeline: PipelineConfig,
+    name: str,
+    *,
+    dry_run: bool = False,
+    on_progress: ProgressCallback = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Report:
+    """Map what is not current and write the report into the output folder; a dry run writes nothing.
+
+    Parameters
+    ----------
+    pipeline
+        What to do.
+    name
+        What to call it in the report.
+    dry_run
+        Whether to stop at saying what would be done.
+    on_progress
+        Told how far the scene at hand is.
+    sleep
+        Waits so many seconds.
+
+    Raises
+    ------
+    UsageError
+        If no scene is found, or two would have the same map.
+    CatalogError
+        If the catalog can't be read.
+    ResourceError
+        If the output folder can't be written to, or another batch is at work in it.
+    RunInterruptedError
+        If it was stopped; the report is written.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    jobs = plan_jobs(pipeline, find_scenes(pipeline))
+    entries = {job.name: Entry(job.name, hide_secrets(job.scene.href), "due", "not reached") for job in jobs}
+
+    def report(finished: bool = True) -> Report:
+        return Report(name, started, time.monotonic() - clock, tuple(entries.values()), finished)
+
+    if dry_run:
+        for job in jobs:
+            entries[job.name] = _attempt(job, pipeline.run_config(), None, 1)
+        return report()
+    with _locked(pipeline.out):
+        try:
+            for job, entry in _work_off(jobs, pipeline, on_progress, sleep):
+                entries[job.name] = entry
+                _tell(entry, len(jobs))
+        except KeyboardInterrupt as error:
+            _write_report(pipeline, report(finished=False))
+            mapped = report().counts.get("mapped", 0)
+            raise RunInterruptedError(
+                f"stopped; {mapped} of {len(jobs)} scenes were mapped by then", "run it again to go on"
+            ) from error
+        done = report()
+        _write_report(pipeline, done)
+    log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
+    if pipeline.webhook is not None:
+        _post(pipeline.webhook.get_secret_value(), done)
+    return done
+
+
+def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
+    """List the scenes that a pipeline names: files in the order given, then the catalog's.
+
+    Patterns leave out what lies in the pipeline's own output folder.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    CatalogError
+        If the catalog can't be read.
+    """
+    scenes = []
+    for path in pipeline.scenes.files:
+        if is_remote(path) or not has_magic(path) or Path(path).exists():
+            scenes.append(SceneRef(stem(path), path))
+        else:
+            found = sorted(set(glob(path, recursive=True)))  # noqa: PTH207 (Path's own takes no absolute pattern)
+            outside = [p for p in found if not Path(p).resolve().is_relative_to(pipeline.out.resolve())]
+            scenes += [SceneRef(stem(path), path) for path in outside if Path(path).is_file()]
+    if pipeline.scenes.catalog is not None:
+        query = pipeline.scenes.catalog.model_dump()
+        scenes += search(**query, attempts=pipeline.attempts, wait_s=pipeline.wait_s)
+    if not scenes:
+        raise UsageError("the pipeline names no scene that is there", "look at its files, patterns and catalog query")
+    return scenes
+
+
+def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]:
+    """Give each scene its place by the pipeline's template.
+
+    Raises
+    ------
+    UsageError
+        If two scenes have the same, or a name is empty or would lead out of the output folder.
+    """
+    jobs: dict[str, Job] = {}
+    for scene in scenes:
+        parts = {
+            "scene": scene.name,
+            "collection": scene.collection,
+            "date": "" if scene.date is None else f"{scene.date:%Y-%m-%d}",
+            "model": stem(pipeline.model),
+        }
+        name = pipeline.name.format(**{part: _UNFIT.sub("-", text) for part, text in parts.items()})
+        out = pipeline.out / (name + pipeline.format)
+        if not name or not out.resolve().is_relative_to(pipeline.out.resolve()):
+            raise UsageError(f"the map of {scene.href} would be called '{name}'", "change the pipeline's key 'name'")
+        if name in jobs:
+            raise UsageError(
+                f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
+                "tell them apart by the pipeline's key 'name', for instance by {collection}-{scene}",
+            )
+        jobs[name] = Job(scene, name, out)
+    return list(jobs.values())
+
+
+def why_due(plan: Plan) -> str | None:
+    """Say why a scene has to be mapped, or None if its map is current."""
+    try:
+        manifest = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))
+        properties = manifest["properties"]
+        made_of = properties["landseg:scene"]["fingerprint"], properties["landseg:model"]["sha256"]
+        recorded = RunConfig.model_validate(properties["landseg:config"])
+        sizes = {asset["href"]: asset["file:size"] for asset in manifest["assets"].values()}
+    except FileNotFoundError:
+        return "new"
+    except (OSError, KeyError, TypeError, ValueError, ValidationError):
+        return f"{plan.outputs.manifest.name} is not what this version writes"
+    if made_of[0] != plan.scene_fingerprint:
+        return "the scene changed"
+    if made_of[1] != plan.bundle.sha256:
+        return "the model changed"
+    then, now = (config.model_dump(exclude=HOW) for config in (recorded, plan.config))
+    if changed := [key for key in now if then[key] != now[key]]:
+        return f"options changed: {', '.join(changed)}"
+    for path in plan.outputs.all[:-1]:
+        if not path.exists():
+            return f"{path.name} is missing"
+        if path.stat().st_size != sizes.get(f"./{path.name}", path.stat().st_size):
+            return f"{path.name} is not as it was written"
+    return None
+
+
+def _work_off(
+    jobs: Sequence[Job], pipeline: PipelineConfig, on_progress: ProgressCallback, sleep: Callable[[float], None]
+) -> Iterator[tuple[Job, Entry]]:
+    """Give each job with what became of it; those whose source can't be reached come again after the others."""
+    waiting = list(jobs)
+    for attempt in range(1, pipeline.attempts + 1):
+        again = []
+        for job in waiting:
+            entry = _attempt(job, pipeline.run_config(), on_progress, attempt)
+            if entry.unreachable:
+                again.append(job)
+            yield job, entry
+        waiting = again
+        if not waiting or attempt == pipeline.attempts:
+            return
+        wait_s = pipeline.wait_s * 2 ** (attempt - 1)
+        log.info("%d scenes could not be reached; trying them again in %g s", len(waiting), wait_s)
+        sleep(wait_s)
+
+
+def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, attempt: int) -> Entry:
+    """Map a scene unless its map is current; without ``on_progress``, say what would be done."""
+    clock = time.monotonic()
+    entry = Entry(job.name, hide_secrets(job.scene.href), "failed", "", attempts=attempt)
+    try:
+        plan = build_plan(job.scene.href, job.out, config)
+        due = why_due(plan)
+        products = tuple(str(path) for path in plan.outputs.all)
+        if due is None:
+            return replace(entry, status="current", why="nothing changed", outputs=products)
+        if on_progress is None:
+            return replace(entry, status="due", why=due)
+        with writing(job.out.parent):
+            job.out.parent.mkdir(parents=True, exist_ok=True)
+        check(plan)
+        log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
+        execute(plan, on_progress)
+        seconds = round(time.monotonic() - clock, 1)
+        return replace(entry, status="mapped", why=due, outputs=products, seconds=seconds)
+    except LandsegError as error:
+        # What the header of a scene elsewhere says is final, and has an error of its own.
+        unreachable = type(error) is SceneError and is_remote(job.scene.href)
+        seconds = round(time.monotonic() - clock, 1)
+        return replace(entry, why=str(error), unreachable=unreachable, seconds=seconds)
+    except Exception as error:
+        # A fault of landseg's own, or of what it stands on, must not cost the other scenes their night.
+        log.exception("%s failed", entry.name)
+        return replace(entry, why=hide_secrets(f"internal error: {type(error).__name__}: {error}"))
+
+
+def _tell(entry: Entry, jobs: int) -> None:
+    level = logging.WARNING if entry.status == "failed" else logging.INFO
+    facts = {"event": "scene", "of": jobs, **asdict(entry)}
+    log.log(level, "%s: %s (%s)", entry.name, entry.status, entry.why.splitlines()[0], extra={FACTS: facts})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other batches out of it."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".landseg-batch.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ResourceError(
+                f"another batch is at work in {folder}", "wait for it, or choose another 'out'"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_report(pipeline: PipelineConfig, report: Report) -> None:
+    path = pipeline.out / REPORT_FILE
+    draft = path.with_name(f".{path.name}.draft")
+    with writing(path):
+        draft.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+
+
+def _post(url: str, report: Report) -> None:
+    """Post the report; the maps are made, so a failure is a warning. Its message would show the URL."""
+    try:
+        answer = requests.post(url, json=report.to_dict(), timeout=WEBHOOK_TIMEOUT_S)
+    except requests.RequestException as error:
+        log.warning("the webhook could not be reached (%s)", type(error).__name__)
+    else:
+        if not answer.ok:
+            log.warning("the webhook answered %d", answer.status_code)

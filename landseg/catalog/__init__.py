@@ -1,0 +1,1 @@
+"""The data catalog: STAC on disk or behind a server, searched for scenes, added to and validated."""
