@@ -1,5 +1,6 @@
 """Scenes that a catalog knows: a static STAC catalog on disk or behind HTTP, or a STAC API."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -10,6 +11,7 @@ from pystac.utils import str_to_datetime
 from pystac_client import Client
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
+from pystac_client.warnings import PystacClientWarning
 from requests import RequestException
 from urllib3 import Retry
 
@@ -92,14 +94,13 @@ def search(
         status_forcelist=(429, 500, 502, 503, 504),
         allowed_methods=None,  # searches are posts
     )
-    stac_io = StacApiIO(timeout=TIMEOUT_S, max_retries=retry)
     try:
-        root = pystac.Catalog.from_file(url, stac_io=stac_io)
-        if "conformsTo" in root.extra_fields:
-            found = _ask(Client.open(url, stac_io=stac_io), collections, bbox, interval)
-        else:
-            found = _walk(root, collections, bbox, interval)
-        items = [item for item in found if _is_clear(item, max_cloud_cover)]
+        with warnings.catch_warnings():
+            # That a static catalog is none of an API's.
+            warnings.simplefilter("ignore", PystacClientWarning)
+            client = Client.open(url, stac_io=StacApiIO(timeout=TIMEOUT_S, max_retries=retry))
+            pick = _ask if client.conforms_to("ITEM_SEARCH") else _walk
+            items = [item for item in pick(client, collections, bbox, interval) if _is_clear(item, max_cloud_cover)]
     except (OSError, RequestException, APIError, pystac.STACError, ValueError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CatalogError(f"can't read the catalog {url}", reason) from error
