@@ -5,6 +5,8 @@ from pathlib import PurePosixPath
 
 # User and password before the host, and the query, which is where signatures and keys of signed URLs stand.
 _URL = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*?(?=[:,.]?(?:[\s'\"]|$)))?")
+# The query of a URL whose beginning is left out, as libraries' messages have it: /search?token=…
+_QUERY = re.compile(r"(?<=\S)\?[^\s'\"=]+=[^\s'\"]*?(?=[:,.]?(?:[\s'\"]|$))")
 # GDAL's form of options for one file, headers among them: /vsicurl?header.Authorization=…
 _GDAL_OPTIONS = re.compile(r"(/vsi\w+)\?[^\s'\"]*")
 
@@ -16,7 +18,7 @@ def is_remote(href: str) -> bool:
 
 def hide_secrets(text: str) -> str:
     """Take user names, passwords and queries out of all URLs in a text."""
-    return _GDAL_OPTIONS.sub(r"\1", _URL.sub(r"\1\2", text))
+    return _QUERY.sub("", _GDAL_OPTIONS.sub(r"\1", _URL.sub(r"\1\2", text)))
 
 
 def stem(href: str) -> str:

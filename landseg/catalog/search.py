@@ -21,6 +21,8 @@ from landseg.hrefs import hide_secrets
 TIMEOUT_S = 30.0
 """Of a catalog's server, for a connection and for an answer."""
 
+_NEVER = datetime.min.replace(tzinfo=UTC)
+
 Bbox = tuple[float, float, float, float]
 Interval = tuple[datetime | None, datetime | None]
 
@@ -101,11 +103,11 @@ def search(
             client = Client.open(url, stac_io=StacApiIO(timeout=TIMEOUT_S, max_retries=retry))
             pick = _ask if client.conforms_to("ITEM_SEARCH") else _walk
             items = [item for item in pick(client, collections, bbox, interval) if _is_clear(item, max_cloud_cover)]
-    except (OSError, RequestException, APIError, pystac.STACError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CatalogError(f"can't read the catalog {url}", reason) from error
-    scenes = [_scene(item, asset) for item in items]
-    return sorted(scenes, key=lambda scene: (scene.date or datetime.min.replace(tzinfo=UTC), scene.name))
+    except (RequestException, APIError) as error:
+        raise CatalogError(f"the server of the catalog {url} does not give it", f"{error}".splitlines()[0]) from error
+    except (OSError, pystac.STACError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CatalogError(f"can't read the catalog {url}", f"{error}".splitlines()[0]) from error
+    return [_scene(item, asset) for item in sorted(items, key=lambda item: (_date(item) or _NEVER, item.id))]
 
 
 def read_interval(dates: str) -> Interval:
@@ -162,13 +164,16 @@ def _is_clear(item: pystac.Item, max_cloud_cover: float | None) -> bool:
     return max_cloud_cover is None or float(item.properties.get("eo:cloud_cover") or 0) <= max_cloud_cover
 
 
+def _date(item: pystac.Item) -> datetime | None:
+    return item.datetime or item.common_metadata.end_datetime
+
+
 def _scene(item: pystac.Item, asset: str | None) -> SceneRef:
-    date = item.datetime or item.common_metadata.end_datetime
     cloud_cover = item.properties.get("eo:cloud_cover")
     return SceneRef(
         name=item.id,
         href=_image(item, asset).removeprefix("file://"),
-        date=date,
+        date=_date(item),
         cloud_cover=None if cloud_cover is None else float(cloud_cover),
         collection=item.collection_id or "",
     )

@@ -12,6 +12,7 @@ from landseg.hrefs import hide_secrets, is_remote, stem
         ("'https://x.org/a.tif?k=1', '/vsicurl/http://y/b?c'", "'https://x.org/a.tif', '/vsicurl/http://y/b'"),
         ("/vsicurl?header.Authorization=Bearer%20x&url=y", "/vsicurl"),
         ("https://x.org/a@2x.tif is new? yes", "https://x.org/a@2x.tif is new? yes"),
+        ("no answer from x.org: /search?token=1&k=2 (refused)", "no answer from x.org: /search (refused)"),
         ("a.tif, s3://bucket/b.tif", "a.tif, s3://bucket/b.tif"),
     ],
 )
