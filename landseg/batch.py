@@ -24,6 +24,8 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from landseg import __version__
+from landseg.catalog import add_item, item_folder
+from landseg.catalog.items import read_item
 from landseg.catalog.search import SceneRef, search
 from landseg.config import PipelineConfig, RunConfig, load_config, override_by_environment
 from landseg.errors import LandsegError, ResourceError, RunInterruptedError, SceneError, UsageError
@@ -206,6 +208,8 @@ def run_batch(
         done = report()
         _write_report(pipeline, done)
     log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
+    if pipeline.catalog is not None:
+        _add_to_catalog(pipeline.catalog, done)
     if pipeline.webhook is not None:
         _post(pipeline.webhook.get_secret_value(), done)
     return done
@@ -375,6 +379,17 @@ def _write_report(pipeline: PipelineConfig, report: Report) -> None:
     with writing(path):
         draft.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         draft.replace(path)
+
+
+def _add_to_catalog(catalog: Path, report: Report) -> None:
+    """Put the maps into a catalog's collection ``maps``, but for those that are there and current."""
+    for entry in report.entries:
+        item_id = entry.name.replace("/", "-")
+        is_there = (item_folder(catalog, "maps", item_id) / f"{item_id}.json").exists()
+        if entry.status == "mapped" or (entry.status == "current" and not is_there):
+            item = read_item(Path(entry.outputs[-1]))
+            item.id = item_id
+            add_item(catalog, item, "maps")
 
 
 def _post(url: str, report: Report) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import BatchError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.errors import BatchError, CatalogError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
 from landseg.logs import log_to_stderr
 
 app = typer.Typer(
@@ -23,6 +24,8 @@ app = typer.Typer(
 )
 models = typer.Typer(help="The models at hand.", no_args_is_help=True)
 app.add_typer(models, name="models")
+catalog = typer.Typer(help="The data catalog: scenes, training sets, models and maps as STAC.", no_args_is_help=True)
+app.add_typer(catalog, name="catalog")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
@@ -30,9 +33,13 @@ Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a b
 Labels = Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")]
 ClassColumn = Annotated[str, typer.Option(help="column of polygons that holds names of classes, or codes")]
 Layer = Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")]
+CatalogFile = Annotated[Path, typer.Option("--catalog", help="root of the catalog")]
 LabelValues = Annotated[
     str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
 ]
+
+
+DEFAULT_CATALOG = Path("data_catalog/catalog.json")
 
 
 def _version(wanted: bool) -> None:
@@ -349,6 +356,101 @@ def export_model(
         raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
     {"onnx": export_onnx, "torchscript": export_torchscript}[to](read_bundle(model), out)
     typer.echo(out)
+
+
+@catalog.command("add")
+def add_to_catalog(
+    path: Annotated[
+        Path, typer.Argument(help="a scene's raster, a STAC item such as landuse.json, or a model's folder")
+    ],
+    root: CatalogFile = DEFAULT_CATALOG,
+    collection: Annotated[str | None, typer.Option(help="by default scenes, maps or models, by what it is")] = None,
+    date: Annotated[
+        str | None, typer.Option(help="when a scene was taken: 2026-03-04, or 2026-03-01/2026-03-31")
+    ] = None,
+    item_id: Annotated[str | None, typer.Option("--id", help="a scene's id; by default the file's name")] = None,
+    title: Annotated[str | None, typer.Option(help="what to call a scene")] = None,
+    licence: Annotated[str, typer.Option(help="SPDX identifier of a scene's licence")] = "other",
+    cloud_cover: Annotated[float | None, typer.Option(help="percent of a scene")] = None,
+    labels: Annotated[Path | None, typer.Option(help="raster of reference classes of a scene")] = None,
+    label_values: Annotated[str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land")] = None,
+) -> None:
+    """Describe a scene, a map or a model in a catalog; its files stay where they are."""
+    from landseg.catalog import add_item, item_folder
+    from landseg.catalog.items import Description, add_labels, add_thumbnail, kind_of, read_item, scene_item
+
+    if path.is_dir() or path.suffix == ".json":
+        item = read_item(path / "model.json" if path.is_dir() else path)
+        typer.echo(add_item(root, item, collection or kind_of(item)))
+        return
+    if date is None:
+        raise UsageError(f"when was {path} taken?", "say so: --date 2026-03-04, or --date 2026-03-01/2026-03-31")
+    if (labels is None) != (label_values is None):
+        raise UsageError("--labels and --label-values go together", "say what the values mean: 0=building,1=land")
+    item, thumbnail = scene_item(item_id or path.stem, path, Description(date, title, licence, cloud_cover))
+    if labels is not None and label_values is not None:
+        add_labels(item, labels, _class_values(label_values))
+    add_thumbnail(item, item_folder(root, collection or "scenes", item.id) / "thumbnail.png", thumbnail)
+    typer.echo(add_item(root, item, collection or "scenes"))
+
+
+def _class_values(text: str) -> dict[int, str]:
+    pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(\S.*)", part) for part in text.split(",")]
+    classes = {int(pair[1]): pair[2].strip() for pair in pairs if pair}
+    if len(classes) < len(pairs):
+        raise UsageError(f"--label-values: '{text}' is not of the form 0=building,1=land")
+    return classes
+
+
+@catalog.command("list")
+def list_catalog(root: CatalogFile = DEFAULT_CATALOG, as_json: Json = False) -> None:
+    """Name what is in a catalog."""
+    from landseg import terminal
+    from landseg.catalog import open_catalog
+
+    items = list(open_catalog(str(root)).get_items(recursive=True))
+    if as_json:
+        typer.echo(json.dumps([item.to_dict(include_self_link=False) for item in items], indent=2))
+    else:
+        terminal.print_items(items)
+
+
+@catalog.command("show")
+def show_item(
+    item_id: Annotated[str, typer.Argument(help="an item's id")],
+    root: CatalogFile = DEFAULT_CATALOG,
+    as_json: Json = False,
+) -> None:
+    """Print what a catalog knows of a scene, a map or a model."""
+    from landseg import terminal
+    from landseg.catalog import find_item, open_catalog
+
+    item = find_item(open_catalog(str(root)), item_id)
+    if as_json:
+        typer.echo(json.dumps(item.to_dict(include_self_link=False), indent=2))
+    else:
+        terminal.print_item(item)
+
+
+@catalog.command("validate")
+def validate_catalog(root: CatalogFile = DEFAULT_CATALOG, as_json: Json = False) -> None:
+    """Check a catalog's JSON by its schemas, its links, and its files by their checksums; needs no network."""
+    from dataclasses import asdict
+
+    from landseg.catalog import open_catalog
+    from landseg.catalog.validation import validate
+
+    found = validate(open_catalog(str(root)))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        for line in found.unchecked:
+            typer.echo(f"not checked: {line}", err=True)
+        for line in found.faults:
+            typer.echo(line)
+        typer.echo(f"{found.objects} objects and {found.assets} files checked, {len(found.faults)} faults")
+    if found.faults:
+        raise CatalogError(f"the catalog {root} is not what it says", "add what changed again: landseg catalog add …")
 
 
 @app.command()

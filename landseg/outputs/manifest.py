@@ -17,7 +17,7 @@ from landseg.outputs.drafts import writing
 
 CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
-PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
 MEDIA_TYPES: Mapping[str, str] = {

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 import landseg.batch
 from landseg.batch import Report, find_scenes, load_pipeline, plan_jobs, run_batch
+from landseg.catalog import open_catalog
 from landseg.catalog.search import SceneRef
+from landseg.catalog.validation import validate
 from landseg.config import PipelineConfig
 from landseg.errors import ConfigError, ResourceError, RunInterruptedError, SceneError, UsageError
 from landseg.run import Plan
@@ -168,6 +170,18 @@ def test_an_interruption_is_reported(
     written = json.loads((tmp_path / "maps/run.json").read_text())
     assert not written["finished"]
     assert [entry["status"] for entry in written["entries"]] == ["mapped", "due"]
+
+
+def test_maps_are_added_to_a_catalog(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
+    path = write_pipeline(name="set/{scene}", catalog="maps/catalog.json")
+    for _ in range(2):
+        run(path)
+        root = open_catalog(str(tmp_path / "maps/catalog.json"))
+        items = {item.id: item for item in root.get_items(recursive=True)}
+        assert items.keys() == {"set-a", "set-b"}
+        assert items["set-a"].assets["raster"].get_absolute_href() == str(tmp_path / "maps/set/a.tif")
+        assert validate(root).faults == []
+        (tmp_path / "maps/maps/set-a/set-a.json").unlink()
 
 
 def pipeline(**keys: Any) -> PipelineConfig:
