@@ -21,25 +21,26 @@ from typing import Any, Literal
 
 import requests
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from landseg import __version__
 from landseg.catalog import add_item, item_folder
 from landseg.catalog.items import read_item
 from landseg.catalog.search import SceneRef, search
-from landseg.config import PipelineConfig, RunConfig, load_config, override_by_environment
+from landseg.config import MergeConfig, PipelineConfig, RunConfig, load_config, override_by_environment
 from landseg.errors import LandsegError, ResourceError, RunInterruptedError, SceneError, UsageError
 from landseg.hrefs import hide_secrets, is_remote, stem
 from landseg.logs import FACTS
+from landseg.model.bundle import read_bundle
 from landseg.outputs.drafts import writing
-from landseg.run import Plan, ProgressCallback, build_plan, check, execute
+from landseg.region import Part, in_order, write_region
+from landseg.run import OutputPaths, Plan, ProgressCallback, build_plan, check, execute, merging_of, versions
 
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "run.json"
 WEBHOOK_TIMEOUT_S = 20.0
 
-HOW = {"model", "device", "batch", "overwrite"}
+HOW = {"model", "device", "batch", "max_memory", "workers", "scheduler", "overwrite"}
 """Options that do not change a map; the model counts by its weights and not by its name."""
 
 _UNFIT = re.compile(r"[^\w.+-]+")
@@ -137,6 +138,12 @@ class Job:
     name: str
     out: Path
 
+    @property
+    def part(self) -> Part:
+        """The map as a part of a region's."""
+        raster = OutputPaths.of(self.out, picture=False).raster
+        return Part(self.name, raster, self.scene.date, self.scene.cloud_cover)
+
 
 def load_pipeline(path: Path, environment: Mapping[str, str] = os.environ) -> PipelineConfig:
     """Read a pipeline; its relative paths start at its folder, those of ``LANDSEG_…`` variables at the working folder.
@@ -193,13 +200,19 @@ def run_batch(
     if dry_run:
         for job in jobs:
             entries[job.name] = _attempt(job, pipeline.run_config(), None, 1)
+        if pipeline.merge is not None:
+            entries[pipeline.merge.name] = _merge(pipeline, pipeline.merge, jobs, entries, dry_run=True)
         return report()
     with _locked(pipeline.out):
         try:
             for job, entry in _work_off(jobs, pipeline, on_progress, sleep):
                 entries[job.name] = entry
                 _tell(entry, len(jobs))
-        except KeyboardInterrupt as error:
+            if pipeline.merge is not None:
+                entry = _merge(pipeline, pipeline.merge, jobs, entries, dry_run=False)
+                entries[entry.name] = entry
+                _tell(entry, len(jobs))
+        except (KeyboardInterrupt, RunInterruptedError) as error:
             _write_report(pipeline, report(finished=False))
             mapped = report().counts.get("mapped", 0)
             raise RunInterruptedError(
@@ -249,7 +262,8 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
     Raises
     ------
     UsageError
-        If two scenes have the same, or a name is empty or would lead out of the output folder.
+        If two scenes have the same, or a name is empty or would lead out of the output folder; or if they are to be
+        merged by a rule that asks for what is not known of one.
     """
     jobs: dict[str, Job] = {}
     for scene in scenes:
@@ -269,34 +283,104 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
                 "tell them apart by the pipeline's key 'name', for instance by {collection}-{scene}",
             )
         jobs[name] = Job(scene, name, out)
+    if pipeline.merge is not None:
+        if pipeline.merge.name in jobs:
+            raise UsageError(f"a scene's map has the merged one's name, '{pipeline.merge.name}'", "change 'merge.name'")
+        in_order([job.part for job in jobs.values()], pipeline.merge.rule)
     return list(jobs.values())
 
 
 def why_due(plan: Plan) -> str | None:
     """Say why a scene has to be mapped, or None if its map is current."""
+    scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
+    return _why_stale(plan.outputs, scene, "the scene changed", plan.bundle.sha256, plan.config)
+
+
+def _why_stale(
+    outputs: OutputPaths, source: Mapping[str, Mapping[str, Any]], changed: str, sha256: str, config: RunConfig
+) -> str | None:
+    """Compare a manifest with what the map would be made of now; ``changed`` is what to say if ``source`` differs."""
     try:
-        manifest = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))
+        manifest = json.loads(outputs.manifest.read_text(encoding="utf-8"))
         properties = manifest["properties"]
-        made_of = properties["landseg:scene"]["fingerprint"], properties["landseg:model"]["sha256"]
-        recorded = RunConfig.model_validate(properties["landseg:config"])
+        recorded = {key: {k: properties[key][k] for k in values} for key, values in source.items()}
+        model = properties["landseg:model"]["sha256"]
+        then = RunConfig.model_validate(properties["landseg:config"]).model_dump(exclude=HOW)
         sizes = {asset["href"]: asset["file:size"] for asset in manifest["assets"].values()}
     except FileNotFoundError:
         return "new"
-    except (OSError, KeyError, TypeError, ValueError, ValidationError):
-        return f"{plan.outputs.manifest.name} is not what this version writes"
-    if made_of[0] != plan.scene_fingerprint:
-        return "the scene changed"
-    if made_of[1] != plan.bundle.sha256:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return f"{outputs.manifest.name} is not what this version writes"
+    if recorded != source:
+        return changed
+    if model != sha256:
         return "the model changed"
-    then, now = (config.model_dump(exclude=HOW) for config in (recorded, plan.config))
-    if changed := [key for key in now if then[key] != now[key]]:
-        return f"options changed: {', '.join(changed)}"
-    for path in plan.outputs.all[:-1]:
+    now = config.model_dump(exclude=HOW)
+    if options := [key for key in now if then[key] != now[key]]:
+        return f"options changed: {', '.join(options)}"
+    for name, size in sizes.items():
+        path = outputs.manifest.parent / name
         if not path.exists():
             return f"{path.name} is missing"
-        if path.stat().st_size != sizes.get(f"./{path.name}", path.stat().st_size):
+        if path.stat().st_size != size:
             return f"{path.name} is not as it was written"
     return None
+
+
+def _merge(
+    pipeline: PipelineConfig, merge: MergeConfig, jobs: Sequence[Job], entries: Mapping[str, Entry], *, dry_run: bool
+) -> Entry:
+    """Make one map of those that are there; a dry run says what would be done."""
+    clock = time.monotonic()
+    entry = Entry(merge.name, f"{len(jobs)} scenes", "failed", "")
+    outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=False)
+    parts = [job.part for job in jobs if entries[job.name].status in ("mapped", "current")]
+    missing = [job.name for job in jobs if entries[job.name].status == "failed"]
+    if len(parts) + len(missing) < len(jobs):
+        return replace(entry, status="due", why="its scenes change")
+    if not parts:
+        return replace(entry, why="none of its scenes has a map")
+    try:
+        config, bundle = pipeline.run_config(), read_bundle(pipeline.model)
+        made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
+        due = _why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
+        products = tuple(str(path) for path in (outputs.sidecar, outputs.raster, outputs.polygons, outputs.manifest))
+        if due is None:
+            return replace(entry, status="current", why="nothing changed", outputs=products)
+        if missing:
+            due += f"; without {', '.join(missing)}"
+        if dry_run:
+            return replace(entry, status="due", why=due)
+        write_region(
+            parts,
+            merge.rule,
+            polygons=outputs.polygons,
+            raster=outputs.raster,
+            manifest=outputs.manifest,
+            legend=bundle.card.legend,
+            merging=merging_of(config, bundle.card.legend),
+            simplify_m=config.simplify,
+            versions=versions(),
+            properties={
+                "landseg:merge": made_of,
+                "landseg:model": {"name": bundle.card.name, "sha256": bundle.sha256},
+                "landseg:config": config.model_dump(mode="json", exclude={"overwrite"}),
+            },
+        )
+        return replace(entry, status="mapped", why=due, outputs=products, seconds=round(time.monotonic() - clock, 1))
+    except LandsegError as error:
+        return replace(entry, why=str(error))
+    except Exception as error:
+        # Without the report nobody would know of the scenes.
+        return _internal(entry, error)
+
+
+def _fingerprint(part: Part) -> dict[str, Any]:
+    """Say what a region's map depends on of a part."""
+    manifest = json.loads(part.raster.with_suffix(".json").read_text(encoding="utf-8"))
+    date = None if part.date is None else part.date.isoformat()
+    checksum = manifest["assets"]["raster"]["file:checksum"]
+    return {"map": part.name, "checksum": checksum, "date": date, "cloud_cover": part.cloud_cover}
 
 
 def _work_off(
@@ -338,15 +422,20 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
         execute(plan, on_progress)
         seconds = round(time.monotonic() - clock, 1)
         return replace(entry, status="mapped", why=due, outputs=products, seconds=seconds)
+    except RunInterruptedError:
+        raise
     except LandsegError as error:
         # What the header of a scene elsewhere says is final, and has an error of its own.
         unreachable = type(error) is SceneError and is_remote(job.scene.href)
-        seconds = round(time.monotonic() - clock, 1)
-        return replace(entry, why=str(error), unreachable=unreachable, seconds=seconds)
+        return replace(entry, why=str(error), unreachable=unreachable, seconds=round(time.monotonic() - clock, 1))
     except Exception as error:
         # A fault of landseg's own, or of what it stands on, must not cost the other scenes their night.
-        log.exception("%s failed", entry.name)
-        return replace(entry, why=hide_secrets(f"internal error: {type(error).__name__}: {error}"))
+        return _internal(entry, error)
+
+
+def _internal(entry: Entry, error: Exception) -> Entry:
+    log.error("%s failed", entry.name, exc_info=error)
+    return replace(entry, why=hide_secrets(f"internal error: {type(error).__name__}: {error}"))
 
 
 def _tell(entry: Entry, jobs: int) -> None:

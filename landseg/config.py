@@ -121,14 +121,13 @@ class ScenesConfig(Strict):
         return self
 
 
-MergeRule = Literal["newest", "least-cloudy", "most-confident"]
-
-
 class MergeConfig(Strict):
     """One map of all scenes, beside theirs."""
 
     name: str = Field("region", description="name of the map")
-    rule: MergeRule = Field("most-confident", description="whose class counts where scenes overlap")
+    rule: Literal["newest", "least-cloudy", "most-confident"] = Field(
+        "most-confident", description="whose class counts where scenes overlap"
+    )
 
 
 class PipelineConfig(MapConfig):

@@ -350,7 +350,7 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
             raster,
             plan.grid,
             work=drafts.folder,
-            merging=_merging(plan.config, legend),
+            merging=merging_of(plan.config, legend),
             tolerance=plan.config.simplify / plan.grid.crs.linear_units_factor[1],
         )
         with closing(polygons):
@@ -367,15 +367,16 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
             legend=legend,
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
-            source=plan.info.shown,
-            versions=_versions(),
+            title=f"Land use of {Path(plan.info.shown).stem}",
+            sources=[plan.info.shown],
+            versions=versions(),
             properties=_provenance(plan, ranges, valid_pixels),
         )
         drafts.publish(outputs.all)
     return Result(outputs, areas, manifest)
 
 
-def _merging(config: RunConfig, legend: Legend) -> Merging:
+def merging_of(config: RunConfig, legend: Legend) -> Merging:
     """Say which faces are too small."""
     ids = {c.name: c.class_id for c in legend}
     return Merging(config.min_area, {ids[name]: area_m2 for name, area_m2 in config.min_area_of_class.items()})
@@ -504,7 +505,8 @@ def _imagery(plan: Plan, grid: Grid, ranges: ValueRanges, *, valid: NDArray[np.b
     return imagery
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Name the software that a map depends on."""
     packages = ("torch", "rasterio", "shapely", "geopandas", "pyogrio", "numpy")
     return {"landseg": __version__, "gdal": GDAL_VERSION} | {name: version(name) for name in packages}
 

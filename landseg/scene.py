@@ -385,15 +385,24 @@ class RasterScene:
     nodata_policy
         ``all``: a pixel is invalid when all bands are nodata there; ``any``: when at least one is. NaN in any band is
         invalid under both.
+    resampling
+        ``nearest`` for classes, whose averages mean nothing.
     """
 
     def __init__(
-        self, info: SceneInfo, bands: Sequence[int], grid: Grid, *, nodata_policy: NodataPolicy = "all"
+        self,
+        info: SceneInfo,
+        bands: Sequence[int],
+        grid: Grid,
+        *,
+        nodata_policy: NodataPolicy = "all",
+        resampling: Literal["bilinear", "nearest"] = "bilinear",
     ) -> None:
         self.info = info
         self.bands = list(bands)
         self._grid = grid
         self._combine = np.any if nodata_policy == "all" else np.all
+        self._resampling = Resampling[resampling]
         self._local = threading.local()
         self._opened: list[Any] = []
 
@@ -451,7 +460,7 @@ class RasterScene:
             "height": rows,
             "width": cols,
             # GDAL widens the kernel when pixels grow, so that nothing aliases.
-            "resampling": Resampling.bilinear,
+            "resampling": self._resampling,
         }
         if self.info.validity == "none" and self.info.is_float:
             options["src_nodata"] = math.nan

@@ -121,6 +121,8 @@ def read_item(path: Path) -> pystac.Item:
     except (OSError, ValueError, KeyError, TypeError, pystac.STACError) as error:
         raise CatalogError(f"{path} is no STAC item", f"{error}".splitlines()[0]) from error
     item.make_asset_hrefs_absolute()
+    for link in item.links:
+        link.target = link.get_absolute_href() or link.target
     return item
 
 

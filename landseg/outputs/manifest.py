@@ -40,7 +40,8 @@ def write_manifest(
     legend: Legend,
     areas: Sequence[ClassArea],
     products: Mapping[str, Path],
-    source: str,
+    title: str,
+    sources: Sequence[str],
     versions: Mapping[str, str],
     properties: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -56,8 +57,10 @@ def write_manifest(
         The classes and what they cover.
     products
         Asset key -> file, drafted beside ``path``, which is where they will stay.
-    source
-        The scene's path or URL.
+    title
+        For people.
+    sources
+        Paths or URLs of what the map was made from.
     versions
         Software name -> version.
     properties
@@ -77,7 +80,7 @@ def write_manifest(
         bbox=[min(lons), min(lats), max(lons), max(lats)],
         datetime=now,
         properties={
-            "title": f"Land use of {Path(source).stem}",
+            "title": title,
             "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "gsd": round(grid.gsd_m, 4),
             "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
@@ -104,7 +107,7 @@ def write_manifest(
                 href=f"./{product.name}", media_type=MEDIA_TYPES[product.suffix], roles=["data"], extra_fields=extra
             ),
         )
-    item.add_link(pystac.Link(rel=pystac.RelType.DERIVED_FROM, target=source))
+    item.add_links([pystac.Link(rel=pystac.RelType.DERIVED_FROM, target=source) for source in sources])
     content: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
     with writing(path):
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -5,9 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pytest
+import rasterio
+import shapely
 import yaml
+from affine import Affine
 from filelock import FileLock
 from numpy.typing import NDArray
 
@@ -182,6 +186,50 @@ def test_maps_are_added_to_a_catalog(two_scenes: list[Path], write_pipeline: Wri
         assert items["set-a"].assets["raster"].get_absolute_href() == str(tmp_path / "maps/set/a.tif")
         assert validate(root).faults == []
         (tmp_path / "maps/maps/set-a/set-a.json").unlink()
+
+
+def test_a_region_is_made_of_what_is_there(
+    make_scene: SceneMaker, city: NDArray[np.uint8], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    for name, col in (("west", 0), ("middle", 35), ("east", 70)):
+        corner = Affine(1, 0, 339000 + col, 0, -1, 2784000)
+        make_scene(city[:, :60, col : col + 60], f"{name}.tif", transform=corner)
+    intact = (tmp_path / "middle.tif").read_bytes()
+    (tmp_path / "middle.tif").write_bytes(b"no raster")
+    path = write_pipeline(merge={"name": "all"}, min_area="20m2")
+    assert statuses(run(path))["all"] == "mapped: new; without middle"
+    assert statuses(run(path))["all"] == "current: nothing changed"
+    (tmp_path / "middle.tif").write_bytes(intact)
+    assert statuses(run(path, dry_run=True))["all"] == "due: its scenes change"
+    assert statuses(run(path))["all"] == "mapped: its scenes changed"
+
+    layer = geopandas.read_file(tmp_path / "maps/all.gpkg", layer="landuse")
+    assert layer.geometry.area.sum() == 60 * 130
+    assert shapely.coverage_is_valid(layer.geometry.to_numpy())
+    manifest = json.loads((tmp_path / "maps/all.json").read_text())
+    assert [part["map"] for part in manifest["properties"]["landseg:merge"]["parts"]] == ["east", "middle", "west"]
+    made_from = [link["href"] for link in manifest["links"] if link["rel"] == "derived_from"]
+    assert made_from == ["east.json", "middle.json", "west.json"]
+    with rasterio.open(tmp_path / "maps/all.tif") as whole, rasterio.open(tmp_path / "maps/west.tif") as west:
+        assert (whole.read()[:, :, :35] == west.read()[:, :, :35]).all()
+    changed = write_pipeline(merge={"name": "all"}, min_area="0")
+    assert statuses(run(changed, dry_run=True))["west"] == "due: options changed: min_area"
+
+
+def test_a_region_that_can_t_be_merged_is_refused_first(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="when it was taken is not known"):
+        run(write_pipeline(merge={"rule": "newest"}))
+    with pytest.raises(UsageError, match="merged one's name"):
+        run(write_pipeline(merge={"name": "a"}))
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_region_of_nothing_fails(two_scenes: list[Path], write_pipeline: WritePipeline) -> None:
+    for scene in two_scenes:
+        scene.write_bytes(b"no raster")
+    assert statuses(run(write_pipeline(merge={})))["region"] == "failed: none of its scenes has a map"
 
 
 def pipeline(**keys: Any) -> PipelineConfig:
