@@ -231,7 +231,7 @@ def run_batch(
 def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
     """List the scenes that a pipeline names: files in the order given, then the catalog's.
 
-    Patterns leave out what lies in the pipeline's own output folder.
+    A file that is named twice counts once. Patterns leave out what lies in the pipeline's own output folder.
 
     Raises
     ------
@@ -240,20 +240,27 @@ def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
     CatalogError
         If the catalog can't be read.
     """
-    scenes = []
+    paths: dict[str, None] = {}
     for path in pipeline.scenes.files:
-        if is_remote(path) or not has_magic(path) or Path(path).exists():
-            scenes.append(SceneRef(stem(path), path))
-        else:
-            found = sorted(set(glob(path, recursive=True)))  # noqa: PTH207 (Path's own takes no absolute pattern)
-            outside = [p for p in found if not Path(p).resolve().is_relative_to(pipeline.out.resolve())]
-            scenes += [SceneRef(stem(path), path) for path in outside if Path(path).is_file()]
+        found = (
+            [path] if is_remote(path) or not has_magic(path) or Path(path).exists() else _matches(path, pipeline.out)
+        )
+        if not found:
+            log.warning("no file matches %s", path)
+        paths |= dict.fromkeys(found)
+    scenes = [SceneRef(stem(path), path) for path in paths]
     if pipeline.scenes.catalog is not None:
         query = pipeline.scenes.catalog.model_dump()
         scenes += search(**query, attempts=pipeline.attempts, wait_s=pipeline.wait_s)
     if not scenes:
         raise UsageError("the pipeline names no scene that is there", "look at its files, patterns and catalog query")
     return scenes
+
+
+def _matches(pattern: str, out: Path) -> list[str]:
+    found = glob(pattern, recursive=True)  # noqa: PTH207 (Path's own takes no absolute pattern)
+    files = [path for path in sorted(found) if Path(path).is_file()]
+    return [path for path in files if not Path(path).resolve().is_relative_to(out.resolve())]
 
 
 def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]:

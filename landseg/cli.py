@@ -475,7 +475,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _stop)
-    log_to_stderr(as_json="--log-json" in arguments)
+    log_to_stderr(as_json="--log-json" in arguments, quiet="--quiet" in arguments)
     try:
         app(arguments)
     except LandsegError as error:

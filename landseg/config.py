@@ -10,7 +10,7 @@ import string
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -524,21 +524,28 @@ def override(config: ConfigT, given: Mapping[str, Any], spell: Callable[[str], s
 
 
 def override_by_environment(config: ConfigT, environment: Mapping[str, str]) -> ConfigT:
-    """Put ``LANDSEG_DEVICE=cuda`` and the like over a configuration's keys; values are written as in YAML.
+    """Put ``LANDSEG_DEVICE=cuda`` and the like over a configuration's keys; lists and numbers are written as in YAML.
+
+    A variable that is empty counts as not given.
 
     Raises
     ------
     ConfigError
         If a value does not make sense; the message names the variable.
     """
-    given = {}
-    for key in type(config).model_fields:
+    given: dict[str, Any] = {}
+    for key, field in type(config).model_fields.items():
         text = environment.get(_variable(key))
-        if text is not None:
-            try:
-                given[key] = yaml.safe_load(text)
-            except yaml.YAMLError as error:
-                raise ConfigError(f"{_variable(key)} is {text!r:.60}: not YAML") from error
+        if not text:
+            continue
+        if {field.annotation, *get_args(field.annotation)} & {str, Path, SecretStr}:
+            # To YAML, the braces of a template would be a mapping.
+            given[key] = text
+            continue
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{_variable(key)} is {text!r:.60}: not YAML") from error
     return override(config, given, _variable)
 
 

@@ -37,10 +37,10 @@ class _Stderr(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
-def log_to_stderr(*, as_json: bool) -> None:
-    """Send all warnings to stderr, and what landseg says of its progress as well."""
+def log_to_stderr(*, as_json: bool, quiet: bool) -> None:
+    """Send all warnings to stderr and, unless quiet, what landseg says of its progress as well."""
     handler = _Stderr()
     handler.setFormatter(_JsonLine() if as_json else _Plain())
     root = logging.getLogger()
     root.handlers = [other for other in root.handlers if not isinstance(other, _Stderr)] + [handler]
-    logging.getLogger("landseg").setLevel(logging.INFO)
+    logging.getLogger("landseg").setLevel(logging.WARNING if quiet else logging.INFO)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pystac
 
 from landseg.errors import CatalogError
+from landseg.hrefs import is_remote
 from landseg.outputs.drafts import writing
 
 COLLECTIONS = {
@@ -26,6 +27,8 @@ def open_catalog(href: str) -> pystac.Catalog:
     CatalogError
         If it can't be read.
     """
+    if not is_remote(href) and not Path(href).exists():
+        raise CatalogError(f"there is no catalog {href}", "name one by --catalog; 'landseg catalog add' makes it")
     try:
         return pystac.Catalog.from_file(href)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError) as error:

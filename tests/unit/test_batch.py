@@ -158,14 +158,15 @@ def test_two_batches_do_not_share_a_folder(
         run(write_pipeline())
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RunInterruptedError("stopped")])
 def test_an_interruption_is_reported(
-    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any
 ) -> None:
     execute = landseg.batch.execute
 
     def interrupted(plan: Plan, *given: Any) -> Any:
         if plan.outputs.polygons.stem == "b":
-            raise KeyboardInterrupt
+            raise stop
         return execute(plan, *given)
 
     monkeypatch.setattr(landseg.batch, "execute", interrupted)
@@ -252,14 +253,15 @@ def test_names_that_will_not_do(template: str, says: str) -> None:
         plan_jobs(pipeline(name=template), [SceneRef("a", "a.tif"), SceneRef("b", "b.tif")])
 
 
-def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path) -> None:
+def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("c.tif", "maps/c.tif", "sub/[d].tif"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     files = (f"{tmp_path}/**/*.tif", f"{tmp_path}/sub/[d].tif", "https://x.org/e.tif?v=*")
     found = find_scenes(pipeline(scenes={"files": files[:1]}, out=tmp_path / "maps"))
     assert [scene.name for scene in found] == ["c", "[d]"]
-    found = find_scenes(pipeline(scenes={"files": files[1:]}))
+    found = find_scenes(pipeline(scenes={"files": [*files[1:], files[1], f"{tmp_path}/*.jp2"]}))
+    assert f"no file matches {tmp_path}/*.jp2" in caplog.text
     assert [(scene.name, scene.href) for scene in found] == [("[d]", files[1]), ("e", files[2])]
     with pytest.raises(UsageError, match="no scene"):
         find_scenes(pipeline(scenes={"files": [f"{tmp_path}/*.jp2"]}))
@@ -282,12 +284,16 @@ def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) ->
         "LANDSEG_MIN_AREA": "1ha",
         "LANDSEG_BANDS": "[3, 2, 1]",
         "LANDSEG_PICTURE": "true",
+        "LANDSEG_NAME": "{date}_{scene}",
+        "LANDSEG_MODEL": "",
         "LANDSEG_WEBHOOK": "https://hooks.invalid/secret",
         "LANDSEG_SERVICE_HOST": "not ours",
     }
     config = load_pipeline(write_pipeline(overlap=0.5), environment)
     assert (config.out, config.min_area, config.bands, config.overlap) == (Path("elsewhere"), 1e4, (3, 2, 1), 0.5)
     assert config.picture
+    assert config.name == "{date}_{scene}"
+    assert Path(config.model).name == "small"
     assert "secret" not in f"{config} {config.model_dump_json()}"
     with pytest.raises(ConfigError, match="LANDSEG_OVERLAP is 2"):
         load_pipeline(write_pipeline(), {"LANDSEG_OVERLAP": "2"})
@@ -321,6 +327,7 @@ def test_the_table_and_the_exit_code(
     assert outcome.code == 5
     rows = [line.split() for line in outcome.out.splitlines()]
     assert rows[0] == ["map", "status", "time", "why"]
+    assert "mapping" not in outcome.err
     assert [row[:2] for row in rows[1:3]] == [["a", "mapped"], ["b", "failed"]]
     assert "1 of 2 maps failed" in outcome.err
     two_scenes[1].unlink()
