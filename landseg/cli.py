@@ -33,13 +33,13 @@ Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a b
 Labels = Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")]
 ClassColumn = Annotated[str, typer.Option(help="column of polygons that holds names of classes, or codes")]
 Layer = Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")]
-CatalogFile = Annotated[Path, typer.Option("--catalog", help="root of the catalog")]
+CatalogRoot = Annotated[str, typer.Option("--catalog", help="catalog.json of the root: a path, or a URL to read")]
 LabelValues = Annotated[
     str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
 ]
 
 
-DEFAULT_CATALOG = Path("data_catalog/catalog.json")
+DEFAULT_CATALOG = "data_catalog/catalog.json"
 
 
 def _version(wanted: bool) -> None:
@@ -363,7 +363,9 @@ def add_to_catalog(
     path: Annotated[
         Path, typer.Argument(help="a scene's raster, a STAC item such as landuse.json, or a model's folder")
     ],
-    root: CatalogFile = DEFAULT_CATALOG,
+    root: Annotated[Path, typer.Option("--catalog", help="catalog.json of the root; made if need be")] = Path(
+        DEFAULT_CATALOG
+    ),
     collection: Annotated[str | None, typer.Option(help="by default scenes, maps or models, by what it is")] = None,
     date: Annotated[
         str | None, typer.Option(help="when a scene was taken: 2026-03-04, or 2026-03-01/2026-03-31")
@@ -403,12 +405,12 @@ def _class_values(text: str) -> dict[int, str]:
 
 
 @catalog.command("list")
-def list_catalog(root: CatalogFile = DEFAULT_CATALOG, as_json: Json = False) -> None:
+def list_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False) -> None:
     """Name what is in a catalog."""
     from landseg import terminal
     from landseg.catalog import open_catalog
 
-    items = list(open_catalog(str(root)).get_items(recursive=True))
+    items = list(open_catalog(root).get_items(recursive=True))
     if as_json:
         typer.echo(json.dumps([item.to_dict(include_self_link=False) for item in items], indent=2))
     else:
@@ -418,14 +420,14 @@ def list_catalog(root: CatalogFile = DEFAULT_CATALOG, as_json: Json = False) -> 
 @catalog.command("show")
 def show_item(
     item_id: Annotated[str, typer.Argument(help="an item's id")],
-    root: CatalogFile = DEFAULT_CATALOG,
+    root: CatalogRoot = DEFAULT_CATALOG,
     as_json: Json = False,
 ) -> None:
     """Print what a catalog knows of a scene, a map or a model."""
     from landseg import terminal
     from landseg.catalog import find_item, open_catalog
 
-    item = find_item(open_catalog(str(root)), item_id)
+    item = find_item(open_catalog(root), item_id)
     if as_json:
         typer.echo(json.dumps(item.to_dict(include_self_link=False), indent=2))
     else:
@@ -433,14 +435,14 @@ def show_item(
 
 
 @catalog.command("validate")
-def validate_catalog(root: CatalogFile = DEFAULT_CATALOG, as_json: Json = False) -> None:
+def validate_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False) -> None:
     """Check a catalog's JSON by its schemas, its links, and its files by their checksums; needs no network."""
     from dataclasses import asdict
 
     from landseg.catalog import open_catalog
     from landseg.catalog.validation import validate
 
-    found = validate(open_catalog(str(root)))
+    found = validate(open_catalog(root))
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=2))
     else:

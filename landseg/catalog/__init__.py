@@ -5,10 +5,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pystac
+from filelock import FileLock
 
 from landseg.errors import CatalogError
 from landseg.hrefs import is_remote
 from landseg.outputs.drafts import writing
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError)
+"""What pystac raises, by itself or unawares, where JSON is missing or is not what it should be."""
 
 COLLECTIONS = {
     "scenes": "Scenes to map.",
@@ -31,7 +35,7 @@ def open_catalog(href: str) -> pystac.Catalog:
         raise CatalogError(f"there is no catalog {href}", "name one by --catalog; 'landseg catalog add' makes it")
     try:
         return pystac.Catalog.from_file(href)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError) as error:
+    except UNREADABLE as error:
         raise CatalogError(f"can't read the catalog {href}", f"{error}".splitlines()[0]) from error
 
 
@@ -78,6 +82,14 @@ def add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     DiskError
         If it can't be written.
     """
+    with writing(catalog):
+        catalog.resolve().parent.mkdir(parents=True, exist_ok=True)
+    # Two that add at the same time would each write the collection without the other's item.
+    with FileLock(catalog.with_name(f".{catalog.name}.lock")):
+        return _add_item(catalog, item, collection_id)
+
+
+def _add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     root = open_catalog(str(catalog)) if catalog.exists() else _new_catalog(catalog)
     # Links are relative, so that the whole can be moved.
     root.catalog_type = pystac.CatalogType.SELF_CONTAINED

@@ -11,6 +11,7 @@ import pystac
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from landseg.catalog import UNREADABLE
 from landseg.catalog.search import read_interval
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
@@ -118,7 +119,7 @@ def read_item(path: Path) -> pystac.Item:
     """
     try:
         item = pystac.Item.from_file(str(path.resolve()))
-    except (OSError, ValueError, KeyError, TypeError, pystac.STACError) as error:
+    except UNREADABLE as error:
         raise CatalogError(f"{path} is no STAC item", f"{error}".splitlines()[0]) from error
     item.make_asset_hrefs_absolute()
     for link in item.links:

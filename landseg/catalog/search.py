@@ -9,12 +9,14 @@ import pystac
 import shapely
 from pystac.utils import str_to_datetime
 from pystac_client import Client
+from pystac_client.errors import ClientTypeError
 from pystac_client.exceptions import APIError
 from pystac_client.stac_api_io import StacApiIO
 from pystac_client.warnings import PystacClientWarning
 from requests import RequestException
 from urllib3 import Retry
 
+from landseg.catalog import UNREADABLE
 from landseg.errors import CatalogError, UsageError
 from landseg.hrefs import hide_secrets
 
@@ -105,7 +107,7 @@ def search(
             items = [item for item in pick(client, collections, bbox, interval) if _is_clear(item, max_cloud_cover)]
     except (RequestException, APIError) as error:
         raise CatalogError(f"the server of the catalog {url} does not give it", f"{error}".splitlines()[0]) from error
-    except (OSError, pystac.STACError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*UNREADABLE, ClientTypeError) as error:
         raise CatalogError(f"can't read the catalog {url}", f"{error}".splitlines()[0]) from error
     return [_scene(item, asset) for item in sorted(items, key=lambda item: (_date(item) or _NEVER, item.id))]
 

@@ -12,6 +12,7 @@ from typing import Any
 import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
+from landseg.catalog import UNREADABLE
 from landseg.hrefs import is_remote
 
 SCHEMAS = files("landseg.catalog") / "schemas"
@@ -66,7 +67,7 @@ def _check_catalog(catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, 
         if link.rel in (pystac.RelType.CHILD, pystac.RelType.ITEM):
             try:
                 linked = link.resolve_stac_object(root=catalog.get_root()).target
-            except (OSError, ValueError, KeyError, TypeError, pystac.STACError) as error:
+            except UNREADABLE as error:
                 found.faults.append(f"{_place(catalog)}: can't read {link.href}: {f'{error}'.splitlines()[0]}")
                 continue
             if isinstance(linked, pystac.Catalog):

@@ -129,6 +129,11 @@ def test_queries(url: str, query: dict[str, Any], expected: list[str]) -> None:
     assert names(search(url, **query)) == expected
 
 
+def test_a_collection_is_no_catalog(folder: Path) -> None:
+    with pytest.raises(CatalogError, match="found type=Collection"):
+        search(str(folder / "ortho/collection.json"))
+
+
 def test_an_asset_by_its_key(url: str) -> None:
     assert search(url, asset="labels")[0].href == "https://x.org/l.tif"
     with pytest.raises(CatalogError, match=r"january .* has no asset 'red'\n.*image"):

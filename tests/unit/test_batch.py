@@ -336,6 +336,16 @@ def test_the_table_and_the_exit_code(
     assert json.loads(outcome.out)["counts"] == {"current": 1}
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/hooks/T0P5ECRET", "hooks/T0P5ECRET"])
+def test_a_webhook_that_does_not_answer_is_a_warning(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, url: str
+) -> None:
+    outcome = landseg("batch", write_pipeline(webhook=url), "--quiet")
+    assert outcome.code == 0
+    assert "the webhook could not be reached" in outcome.err
+    assert "T0P5ECRET" not in outcome.err + outcome.out
+
+
 def test_json_lines(landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline) -> None:
     two_scenes[1].write_bytes(b"no raster")
     outcome = landseg("batch", write_pipeline(), "--log-json")

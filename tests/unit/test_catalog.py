@@ -94,6 +94,21 @@ def test_scenes_maps_and_models_are_added_and_found_again(
     assert landseg("catalog", "show", "no", *options).code == 3
 
 
+@pytest.mark.parametrize("content", ["[1]", "no JSON", "{}", '{"type": "Feature", "id": 3}'])
+def test_what_is_no_stac_is_refused(landseg: Landseg, tmp_path: Path, catalog: Path, content: str) -> None:
+    path = tmp_path / "some.json"
+    path.write_text(content)
+    for arguments in (
+        ("list", "--catalog", path),
+        ("validate", "--catalog", path),
+        ("add", path, "--catalog", catalog),
+    ):
+        outcome = landseg("catalog", *arguments)
+        assert outcome.code == 3, arguments
+        assert len(outcome.err.splitlines()) <= 2
+    assert not catalog.exists()
+
+
 def test_adding_again_replaces_and_widens(make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path) -> None:
     path = make_scene(city)
     for date in ("2026-03-04", "2026-05-01/2026-05-03", "2026-01-01"):
