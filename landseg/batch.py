@@ -340,7 +340,7 @@ def _merge(
     """Make one map of those that are there; a dry run says what would be done."""
     clock = time.monotonic()
     entry = Entry(merge.name, f"{len(jobs)} scenes", "failed", "")
-    outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=False)
+    outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=pipeline.picture)
     parts = [job.part for job in jobs if entries[job.name].status in ("mapped", "current")]
     missing = [job.name for job in jobs if entries[job.name].status == "failed"]
     if len(parts) + len(missing) < len(jobs):
@@ -351,7 +351,8 @@ def _merge(
         config, bundle = pipeline.run_config(), read_bundle(pipeline.model)
         made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
         due = _why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
-        products = tuple(str(path) for path in (outputs.sidecar, outputs.raster, outputs.polygons, outputs.manifest))
+        made = (outputs.sidecar, outputs.raster, outputs.picture, outputs.polygons, outputs.manifest)
+        products = tuple(str(path) for path in made if path is not None)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
         if missing:
@@ -364,6 +365,7 @@ def _merge(
             polygons=outputs.polygons,
             raster=outputs.raster,
             manifest=outputs.manifest,
+            picture=outputs.picture,
             legend=bundle.card.legend,
             merging=merging_of(config, bundle.card.legend),
             simplify_m=config.simplify,

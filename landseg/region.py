@@ -26,7 +26,8 @@ from landseg.legend import NODATA, Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
-from landseg.outputs.raster import LabelRaster
+from landseg.outputs.picture import draw_picture
+from landseg.outputs.raster import LabelRaster, read_labels
 from landseg.outputs.vector import companions, write_layer
 from landseg.polygons import polygonize
 from landseg.polygons.merge import Merging
@@ -36,6 +37,9 @@ MergeRule = Literal["newest", "least-cloudy", "most-confident"]
 
 PIXELS_AT_ONCE = 2**22
 """In a strip."""
+
+PICTURE_PX = 1600
+"""Longest side of the map that the picture is drawn from."""
 
 LARGEST_SHARE = 50
 """How many times as many pixels as all maps together a region may have."""
@@ -198,6 +202,7 @@ def write_region(
     polygons: Path,
     raster: Path,
     manifest: Path,
+    picture: Path | None,
     legend: Legend,
     merging: Merging,
     simplify_m: float,
@@ -210,8 +215,8 @@ def write_region(
     ----------
     parts, rule
         What to merge, and how.
-    polygons, raster, manifest
-        Where the products go.
+    polygons, raster, manifest, picture
+        Where the products go; no picture is drawn if its place is None.
     legend
         Of all the maps.
     merging, simplify_m
@@ -231,6 +236,7 @@ def write_region(
     grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
     check_space(polygons.parent, 3 * grid.size)
     sidecar = raster.with_name(raster.name + ".aux.xml")
+    title = f"Land use of {polygons.stem}"
     with Drafts(polygons) as drafts:
         valid_pixels = 0
         with LabelRaster(drafts.folder / "labels.tif", grid, legend) as merged:
@@ -245,16 +251,30 @@ def write_region(
         with closing(drawn):
             areas = write_layer(drafts.path(polygons), drawn, legend, grid.crs)
         products = {"polygons": polygons, "raster": raster, "raster-classes": sidecar}
+        if picture is not None:
+            shrunk, shrunk_grid = read_labels(drafts.path(raster), grid, PICTURE_PX)
+            draw_picture(
+                drafts.path(picture),
+                labels=shrunk,
+                imagery=None,
+                grid=shrunk_grid,
+                legend=legend,
+                areas=areas,
+                title=title,
+                source=f"{len(parts)} scenes; where they overlap, the {rule} counts",
+            )
+            products["picture"] = picture
         write_manifest(
             drafts.path(manifest),
             grid=grid,
             legend=legend,
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
-            title=f"Land use of {polygons.stem}",
+            title=title,
             sources=[os.path.relpath(part.raster.with_suffix(".json"), manifest.parent) for part in parts],
             versions=versions,
             properties={**properties, "landseg:valid_pixels": valid_pixels},
         )
-        drafts.publish((sidecar, raster, *companions(polygons), polygons, manifest))
+        optional = () if picture is None else (picture,)
+        drafts.publish((sidecar, raster, *optional, *companions(polygons), polygons, manifest))
     return areas

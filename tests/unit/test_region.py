@@ -9,6 +9,7 @@ import shapely
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.image import imread
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.crs import CRS
@@ -95,7 +96,12 @@ def test_neither_strips_nor_the_order_of_maps_matter(overlapping: Any, rule: Mer
 def region(
     parts: list[Part], folder: Path, legend: Legend, rule: MergeRule = "most-confident"
 ) -> geopandas.GeoDataFrame:
-    paths = {"polygons": folder / "r.gpkg", "raster": folder / "r.tif", "manifest": folder / "r.json"}
+    paths = {
+        "polygons": folder / "r.gpkg",
+        "raster": folder / "r.tif",
+        "manifest": folder / "r.json",
+        "picture": folder / "r.png",
+    }
     write_region(
         parts, rule, **paths, legend=legend, merging=NO_MERGING, simplify_m=0, versions={}, properties={}
     )  # fmt: skip
@@ -114,6 +120,9 @@ def test_polygons_do_not_break_where_scenes_meet(tmp_path: Path, legend: Legend)
     assert found[found.class_name == "water"].geometry.iloc[0].equals(shapely.box(339020, 2783980, 339060, 2783990))
     assert shapely.coverage_is_valid(found.geometry.to_numpy())
     assert found.area.sum() == 40 * 80
+    picture = (imread(tmp_path / "r.png")[..., :3] * 255).round().astype(np.uint8)
+    for c in legend:
+        assert (picture == c.rgb).all(axis=-1).sum() > 500
 
 
 def test_maps_in_other_systems_are_laid_over(tmp_path: Path, legend: Legend) -> None:
