@@ -341,14 +341,15 @@ def _merge(
     clock = time.monotonic()
     entry = Entry(merge.name, f"{len(jobs)} scenes", "failed", "")
     outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=pipeline.picture)
-    parts = [job.part for job in jobs if entries[job.name].status in ("mapped", "current")]
-    missing = [job.name for job in jobs if entries[job.name].status == "failed"]
-    if len(parts) + len(missing) < len(jobs):
+    if any(entries[job.name].status == "due" for job in jobs):
         return replace(entry, status="due", why="its scenes change")
-    if not parts:
-        return replace(entry, why="none of its scenes has a map")
     try:
         config, bundle = pipeline.run_config(), read_bundle(pipeline.model)
+        failed = [job for job in jobs if entries[job.name].status == "failed"]
+        missing = [job.name for job in failed if not _has_former_map(job, bundle.sha256, config)]
+        parts = [job.part for job in jobs if job.name not in missing]
+        if not parts:
+            return replace(entry, why="none of its scenes has a map")
         made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
         due = _why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
         made = (outputs.sidecar, outputs.raster, outputs.picture, outputs.polygons, outputs.manifest)
@@ -382,6 +383,11 @@ def _merge(
     except Exception as error:
         # Without the report nobody would know of the scenes.
         return _internal(entry, error)
+
+
+def _has_former_map(job: Job, sha256: str, config: RunConfig) -> bool:
+    """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
+    return _why_stale(OutputPaths.of(job.out, picture=config.picture), {}, "", sha256, config) is None
 
 
 def _fingerprint(part: Part) -> dict[str, Any]:

@@ -27,6 +27,13 @@ STATISTICS_PX = 1024
 
 THUMBNAIL_PX = 256
 
+MEDIA_TYPES = {
+    ".tif": pystac.MediaType.GEOTIFF,
+    ".tiff": pystac.MediaType.GEOTIFF,
+    ".jp2": pystac.MediaType.JPEG2000,
+    ".png": pystac.MediaType.PNG,
+}
+
 COMMON_NAMES = ("coastal", "blue", "green", "red", "rededge", "nir", "swir16", "swir22", "pan", "yellow")
 """Those of the eo extension that landseg's names of bands may be."""
 
@@ -199,15 +206,10 @@ def _thumbnail(info: SceneInfo, overview: np.ma.MaskedArray[Any, Any]) -> NDArra
 def _file_asset(path: Path, title: str, roles: list[str], fields: dict[str, Any]) -> pystac.Asset:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    media_types = {
-        ".tif": pystac.MediaType.GEOTIFF,
-        ".tiff": pystac.MediaType.GEOTIFF,
-        ".jp2": pystac.MediaType.JPEG2000,
-    }
     return pystac.Asset(
         str(path.resolve()),
         title,
-        media_type=media_types.get(path.suffix.lower(), pystac.MediaType.PNG if path.suffix == ".png" else None),
+        media_type=MEDIA_TYPES.get(path.suffix.lower()),
         roles=roles,
         extra_fields={"file:size": path.stat().st_size, "file:checksum": "1220" + digest} | fields,
     )

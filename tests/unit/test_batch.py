@@ -213,6 +213,10 @@ def test_a_region_is_made_of_what_is_there(
     assert made_from == ["east.json", "middle.json", "west.json"]
     with rasterio.open(tmp_path / "maps/all.tif") as whole, rasterio.open(tmp_path / "maps/west.tif") as west:
         assert (whole.read()[:, :, :35] == west.read()[:, :, :35]).all()
+    (tmp_path / "middle.tif").write_bytes(b"no raster")
+    damaged = statuses(run(path))
+    assert damaged["middle"].startswith("failed")
+    assert damaged["all"] == "current: nothing changed"
     changed = write_pipeline(merge={"name": "all"}, min_area="0")
     assert statuses(run(changed, dry_run=True))["west"] == "due: options changed: min_area"
 
