@@ -32,6 +32,7 @@ from landseg.hrefs import hide_secrets, is_remote, stem
 from landseg.logs import FACTS
 from landseg.model.bundle import read_bundle
 from landseg.outputs.drafts import writing
+from landseg.outputs.vector import driver_of
 from landseg.region import Part, in_order, write_region
 from landseg.run import OutputPaths, Plan, ProgressCallback, build_plan, check, execute, merging_of, versions
 
@@ -269,8 +270,8 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
     Raises
     ------
     UsageError
-        If two scenes have the same, or a name is empty or would lead out of the output folder; or if they are to be
-        merged by a rule that asks for what is not known of one.
+        If two scenes have the same, a name will not do, or the format is unknown; or if they are to be merged by a rule
+        that asks for what is not known of one.
     """
     jobs: dict[str, Job] = {}
     for scene in scenes:
@@ -282,8 +283,7 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
         }
         name = pipeline.name.format(**{part: _UNFIT.sub("-", text) for part, text in parts.items()})
         out = pipeline.out / (name + pipeline.format)
-        if not name or not out.resolve().is_relative_to(pipeline.out.resolve()):
-            raise UsageError(f"the map of {scene.href} would be called '{name}'", "change the pipeline's key 'name'")
+        _check_place(pipeline, name, out)
         if name in jobs:
             raise UsageError(
                 f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
@@ -291,10 +291,20 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
             )
         jobs[name] = Job(scene, name, out)
     if pipeline.merge is not None:
+        _check_place(pipeline, pipeline.merge.name, pipeline.out / (pipeline.merge.name + pipeline.format))
         if pipeline.merge.name in jobs:
             raise UsageError(f"a scene's map has the merged one's name, '{pipeline.merge.name}'", "change 'merge.name'")
         in_order([job.part for job in jobs.values()], pipeline.merge.rule)
     return list(jobs.values())
+
+
+def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
+    """Refuse a place that is none, lies elsewhere, is taken by the report or a catalog, or of an unknown format."""
+    taken = [(pipeline.out / REPORT_FILE).resolve(), pipeline.catalog and pipeline.catalog.resolve()]
+    manifest = OutputPaths.of(out, picture=False).manifest.resolve()
+    if not name or not manifest.is_relative_to(pipeline.out.resolve()) or manifest in taken:
+        raise UsageError(f"a map can't be called '{name}' here", "change the pipeline's key 'name' or 'merge.name'")
+    driver_of(out)
 
 
 def why_due(plan: Plan) -> str | None:

@@ -250,11 +250,20 @@ def test_names_follow_the_template() -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "says"), [("same", "both be mapped"), ("../{scene}", "called"), ("{collection}", "called")]
+    ("keys", "says"),
+    [
+        ({"name": "same"}, "both be mapped"),
+        ({"name": "../{scene}"}, "called '../a'"),
+        ({"name": "{collection}"}, "called ''"),
+        ({"name": "run"}, "called 'run'"),
+        ({"name": "catalog", "catalog": "maps/catalog.json"}, "called 'catalog'"),
+        ({"merge": {"name": "run"}}, "called 'run'"),
+        ({"format": "gpkg"}, "known format"),
+    ],
 )
-def test_names_that_will_not_do(template: str, says: str) -> None:
+def test_names_that_will_not_do(keys: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        plan_jobs(pipeline(name=template), [SceneRef("a", "a.tif"), SceneRef("b", "b.tif")])
+        plan_jobs(pipeline(**keys), [SceneRef("a", "a.tif"), SceneRef("b", "b.tif")])
 
 
 def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
