@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data_catalog/scenes/dubai-tile2/dubai_tile2.tif
 
-.PHONY: demo test check plugin clean
+.PHONY: demo test check plugin airflow clean
 
 demo: $(VENV)/installed
 	mkdir -p out
@@ -26,6 +26,14 @@ plugin:
 	rm -rf qgis_plugin/landseg/__pycache__
 	$(PYTHON) -c "import shutil; shutil.make_archive('dist/landseg-qgis', 'zip', 'qgis_plugin', 'landseg')"
 
+# For one test, of pipelines/scheduling/landseg_dag.py: what Airflow stands on does not go together with what landseg does.
+airflow: $(VENV)-airflow/installed
+
+$(VENV)-airflow/installed:
+	$(PYTHON) -m venv $(VENV)-airflow
+	$(VENV)-airflow/bin/pip install --quiet apache-airflow-core==3.3.2
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -39,4 +47,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(VENV)-airflow out

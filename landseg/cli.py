@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import sys
 from dataclasses import asdict
@@ -12,7 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.errors import BatchError, CatalogError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.logs import log_to_stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +27,8 @@ models = typer.Typer(help="The models at hand.", no_args_is_help=True)
 app.add_typer(models, name="models")
 style = typer.Typer(help="How maps look in other software.", no_args_is_help=True)
 app.add_typer(style, name="style")
+catalog = typer.Typer(help="The data catalog: scenes, training sets, models and maps as STAC.", no_args_is_help=True)
+app.add_typer(catalog, name="catalog")
 
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON on stdout")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="no progress on stderr")]
@@ -35,9 +39,13 @@ Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a b
 Labels = Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")]
 ClassColumn = Annotated[str, typer.Option(help="column of polygons that holds names of classes, or codes")]
 Layer = Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")]
+CatalogRoot = Annotated[str, typer.Option("--catalog", help="catalog.json of the root: a path, or a URL to read")]
 LabelValues = Annotated[
     str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
 ]
+
+
+DEFAULT_CATALOG = "data_catalog/catalog.json"
 
 
 def _version(wanted: bool) -> None:
@@ -141,6 +149,31 @@ def run(
 
 
 @app.command()
+def batch(
+    pipeline: Annotated[Path, typer.Argument(help="YAML file, such as pipelines/monthly.yaml")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and why, and stop")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="log JSON lines on stderr, without progress")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Map many scenes: skip what is current, go on past a failure, report.
+
+    LANDSEG_… variables come before the file's keys: LANDSEG_DEVICE=cuda, LANDSEG_OUT=/srv/maps.
+    """
+    from landseg import terminal
+    from landseg.batch import load_pipeline, run_batch
+
+    with terminal.show_progress(quiet or log_json or dry_run) as on_progress:
+        report = run_batch(load_pipeline(pipeline), pipeline.stem, dry_run=dry_run, on_progress=on_progress)
+    if as_json:
+        typer.echo(json.dumps(report.to_dict(), indent=2))
+    else:
+        terminal.print_report(report)
+    if failed := report.counts.get("failed", 0):
+        raise BatchError(f"{failed} of {len(report.entries)} maps failed", "run it again to do what is left")
+
+
+@app.command()
 def polygonize(
     labels: Annotated[Path, typer.Argument(help="raster whose band 1 holds classes: a landseg map, or any other")],
     out: Annotated[Path, typer.Option(help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp")],
@@ -159,11 +192,11 @@ def polygonize(
     from landseg.config import PolygonConfig, override
     from landseg.polygonizing import polygonize_raster
 
-    given = {**_min_areas(min_area), "simplify": simplify, "assume_crs": assume_crs, "overwrite": overwrite}
+    given = {**_min_areas(min_area), "simplify": simplify, "assume_crs": assume_crs}
     config = override(PolygonConfig(), given)
     if not quiet:
         terminal.say(f"drawing the polygons of {labels}")
-    layer = polygonize_raster(labels, out, config, legend)
+    layer = polygonize_raster(labels, out, config, legend, overwrite=bool(overwrite))
     if as_json:
         summary = {"outputs": [str(file) for file in layer.files], "areas": [asdict(area) for area in layer.areas]}
         typer.echo(json.dumps(summary, indent=2))
@@ -377,6 +410,103 @@ def export_model(
     typer.echo(out)
 
 
+@catalog.command("add")
+def add_to_catalog(
+    path: Annotated[
+        Path, typer.Argument(help="a scene's raster, a STAC item such as landuse.json, or a model's folder")
+    ],
+    root: Annotated[Path, typer.Option("--catalog", help="catalog.json of the root; made if need be")] = Path(
+        DEFAULT_CATALOG
+    ),
+    collection: Annotated[str | None, typer.Option(help="by default scenes, maps or models, by what it is")] = None,
+    date: Annotated[
+        str | None, typer.Option(help="when a scene was taken: 2026-03-04, or 2026-03-01/2026-03-31")
+    ] = None,
+    item_id: Annotated[str | None, typer.Option("--id", help="a scene's id; by default the file's name")] = None,
+    title: Annotated[str | None, typer.Option(help="what to call a scene")] = None,
+    licence: Annotated[str, typer.Option(help="SPDX identifier of a scene's licence")] = "other",
+    cloud_cover: Annotated[float | None, typer.Option(help="percent of a scene")] = None,
+    labels: Annotated[Path | None, typer.Option(help="raster of reference classes of a scene")] = None,
+    label_values: Annotated[str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land")] = None,
+) -> None:
+    """Describe a scene, a map or a model in a catalog; its files stay where they are."""
+    from landseg.catalog import add_item, item_folder
+    from landseg.catalog.items import Description, add_labels, add_thumbnail, kind_of, read_item, scene_item
+
+    if path.is_dir() or path.suffix == ".json":
+        item = read_item(path / "model.json" if path.is_dir() else path)
+        typer.echo(add_item(root, item, collection or kind_of(item)))
+        return
+    if date is None:
+        raise UsageError(f"when was {path} taken?", "say so: --date 2026-03-04, or --date 2026-03-01/2026-03-31")
+    if (labels is None) != (label_values is None):
+        raise UsageError("--labels and --label-values go together", "say what the values mean: 0=building,1=land")
+    item, thumbnail = scene_item(item_id or path.stem, path, Description(date, title, licence, cloud_cover))
+    if labels is not None and label_values is not None:
+        add_labels(item, labels, _class_values(label_values))
+    add_thumbnail(item, item_folder(root, collection or "scenes", item.id) / "thumbnail.png", thumbnail)
+    typer.echo(add_item(root, item, collection or "scenes"))
+
+
+def _class_values(text: str) -> dict[int, str]:
+    pairs = [re.fullmatch(r"\s*(\d+)\s*=\s*(\S.*)", part) for part in text.split(",")]
+    classes = {int(pair[1]): pair[2].strip() for pair in pairs if pair}
+    if len(classes) < len(pairs):
+        raise UsageError(f"--label-values: '{text}' is not of the form 0=building,1=land")
+    return classes
+
+
+@catalog.command("list")
+def list_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False) -> None:
+    """Name what is in a catalog."""
+    from landseg import terminal
+    from landseg.catalog import open_catalog
+
+    items = list(open_catalog(root).get_items(recursive=True))
+    if as_json:
+        typer.echo(json.dumps([item.to_dict(include_self_link=False) for item in items], indent=2))
+    else:
+        terminal.print_items(items)
+
+
+@catalog.command("show")
+def show_item(
+    item_id: Annotated[str, typer.Argument(help="an item's id")],
+    root: CatalogRoot = DEFAULT_CATALOG,
+    as_json: Json = False,
+) -> None:
+    """Print what a catalog knows of a scene, a map or a model."""
+    from landseg import terminal
+    from landseg.catalog import find_item, open_catalog
+
+    item = find_item(open_catalog(root), item_id)
+    if as_json:
+        typer.echo(json.dumps(item.to_dict(include_self_link=False), indent=2))
+    else:
+        terminal.print_item(item)
+
+
+@catalog.command("validate")
+def validate_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False) -> None:
+    """Check a catalog's JSON by its schemas, its links, and its files by their checksums; needs no network."""
+    from dataclasses import asdict
+
+    from landseg.catalog import open_catalog
+    from landseg.catalog.validation import validate
+
+    found = validate(open_catalog(root))
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=2))
+    else:
+        for line in found.unchecked:
+            typer.echo(f"not checked: {line}", err=True)
+        for line in found.faults:
+            typer.echo(line)
+        typer.echo(f"{found.objects} objects and {found.assets} files checked, {len(found.faults)} faults")
+    if found.faults:
+        raise CatalogError(f"the catalog {root} is not what it says", "add what changed again: landseg catalog add …")
+
+
 @app.command()
 def report(
     map_path: Annotated[Path, typer.Argument(metavar="MAP", help="GeoPackage that a run wrote, its .json beside it")],
@@ -437,7 +567,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     signal.signal(signal.SIGTERM, _stop)
-    logging.basicConfig(format="landseg: %(message)s", level=logging.WARNING)
+    log_to_stderr(as_json="--log-json" in arguments, quiet="--quiet" in arguments)
     try:
         app(arguments)
     except LandsegError as error:
@@ -451,5 +581,5 @@ def main() -> None:
 def _fail(error: LandsegError, debug: bool) -> NoReturn:
     if debug:
         raise error
-    typer.echo(f"landseg: {error}", err=True)
+    logging.getLogger("landseg").error("%s", error)
     sys.exit(error.exit_code)

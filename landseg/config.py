@@ -6,10 +6,11 @@ its line and column, and the nearest known key.
 
 import difflib
 import re
-from collections.abc import Mapping
+import string
+from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import (
@@ -18,13 +19,16 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SecretStr,
     StrictInt,
     StrictStr,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from landseg.errors import ConfigError
+from landseg.hrefs import is_remote
 from landseg.legend import LandClass, Legend
 
 _MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
@@ -60,6 +64,9 @@ Length = Annotated[float, _measured(_METRES), Field(ge=0)]
 Size = Annotated[float, _measured(_BYTES), Field(gt=0)]
 """Bytes, or text such as 2GB or 512MiB."""
 
+NAME_PARTS = ("scene", "collection", "date", "model")
+"""What the name of a map may be made of."""
+
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
 LabelValue = StrictInt | StrictStr
 Bins = tuple[Annotated[int, Field(ge=1)], ...]
@@ -78,11 +85,10 @@ class PolygonConfig(Strict):
     min_area: Area = Field(0.0, description="smaller polygons join the neighbour with the longest common border")
     min_area_of_class: dict[str, Area] = Field({}, description="other minima, by class name")
     simplify: Length = Field(0.0, description="how far outlines may be from the pixels' corners")
-    overwrite: bool = Field(False, description="replace existing outputs")
 
 
-class RunConfig(PolygonConfig):
-    """Options of ``landseg run``; the command line's options of the same names come before the file's."""
+class MapConfig(PolygonConfig):
+    """How a map is made."""
 
     model: str = Field("pspnet-r18-dubai", description="name of a shipped model, or a bundle's folder")
     bands: tuple[int, ...] | None = Field(None, description="band numbers from 1, in the order of the model's bands")
@@ -101,6 +107,95 @@ class RunConfig(PolygonConfig):
     max_memory: Size | None = Field(None, description="main memory to keep to; by default half of what is free")
     picture: bool = Field(False, description="write a picture of the map too")
     qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")
+
+
+class RunConfig(MapConfig):
+    """Options of ``landseg run``; the command line's options of the same names come before the file's."""
+
+    overwrite: bool = Field(False, description="replace existing outputs")
+
+
+class CatalogQuery(Strict):
+    """Scenes that a STAC catalog knows."""
+
+    url: str = Field(description="a static catalog's or a STAC API's; a path or a URL")
+    collections: tuple[str, ...] = Field((), description="by default all")
+    bbox: tuple[float, float, float, float] | None = Field(None, description="west, south, east, north in degrees")
+    dates: str | None = Field(None, description="as 2026-03-01/2026-03-31; either end may be ..")
+    max_cloud_cover: float | None = Field(None, ge=0, le=100, description="percent")
+    asset: str | None = Field(None, description="which of an item's files; by default the one whose role is data")
+
+
+class ScenesConfig(Strict):
+    """What a pipeline maps: files, scenes of a catalog, or both."""
+
+    files: tuple[str, ...] = Field((), description="paths, URLs, and patterns such as imagery/2026-*.tif")
+    catalog: CatalogQuery | None = None
+
+    @model_validator(mode="after")
+    def _any(self) -> Self:
+        if not self.files and self.catalog is None:
+            raise ValueError("name what to map: paths and patterns under 'files', or a query under 'catalog'")
+        return self
+
+
+class MergeConfig(Strict):
+    """One map of all scenes, beside theirs."""
+
+    name: str = Field("region", description="name of the map")
+    rule: Literal["newest", "least-cloudy", "most-confident"] = Field(
+        "most-confident", description="whose class counts where scenes overlap"
+    )
+
+
+class PipelineConfig(MapConfig):
+    """What ``landseg batch`` does: which scenes, how they are mapped, and where the maps go.
+
+    Relative paths start at the pipeline's file.
+    """
+
+    scenes: ScenesConfig
+    out: Path = Field(description="folder of the maps; made if need be")
+    name: str = Field("{scene}", description="name of a scene's map, of {scene}, {collection}, {date} and {model}")
+    format: str = Field(".gpkg", description="suffix of the polygons' format")
+    merge: MergeConfig | None = None
+    catalog: Path | None = Field(None, description="a catalog that the maps are added to, under the collection maps")
+    attempts: int = Field(3, ge=1, description="how often a source that can't be reached is asked")
+    wait_s: float = Field(30.0, ge=0, description="seconds before the second attempt; twice as many before each next")
+    webhook: SecretStr | None = Field(None, description="URL that the report is posted to")
+
+    @field_validator("name")
+    @classmethod
+    def _known_parts(cls, name: str) -> str:
+        parts = {part for _, part, _, _ in string.Formatter().parse(name) if part is not None}
+        if unknown := sorted(parts - set(NAME_PARTS)):
+            raise ValueError(f"there is no {{{unknown[0]}}}; known are {', '.join(f'{{{p}}}' for p in NAME_PARTS)}")
+        return name
+
+    def at(self, folder: Path) -> Self:
+        """Give the same pipeline with its relative paths starting at a folder."""
+
+        def placed(path: str) -> str:
+            return path if is_remote(path) else str(folder / path)
+
+        query = self.scenes.catalog
+        scenes = ScenesConfig(
+            files=tuple(placed(path) for path in self.scenes.files),
+            catalog=None if query is None else query.model_copy(update={"url": placed(query.url)}),
+        )
+        bundle = folder / self.model
+        return self.model_copy(
+            update={
+                "scenes": scenes,
+                "out": folder / self.out,
+                "catalog": None if self.catalog is None else folder / self.catalog,
+                "model": str(bundle) if bundle.is_dir() else self.model,
+            }
+        )
+
+    def run_config(self) -> RunConfig:
+        """Give the options that each scene is mapped with; what is not current is replaced."""
+        return RunConfig(**self.model_dump(include=set(MapConfig.model_fields)), overwrite=True)
 
 
 class ClassConfig(Strict):
@@ -403,6 +498,14 @@ class TrainConfig(Strict):
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
 
+def _option(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _variable(key: str) -> str:
+    return "LANDSEG_" + key.upper()
+
+
 def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     """Read a YAML file into a checked configuration.
 
@@ -440,8 +543,10 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         raise _located(error, kind, path, root) from error
 
 
-def override(config: ConfigT, given: dict[str, Any]) -> ConfigT:
+def override(config: ConfigT, given: Mapping[str, Any], spell: Callable[[str], str] = _option) -> ConfigT:
     """Put values from the command line over a configuration's; None means that an option was not given.
+
+    ``spell`` gives the name by which the user knows a key.
 
     Raises
     ------
@@ -453,8 +558,34 @@ def override(config: ConfigT, given: dict[str, Any]) -> ConfigT:
         return type(config).model_validate(values)
     except ValidationError as error:
         fault = error.errors()[0]
-        option = "--" + str(fault["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{option} is {fault['input']!r:.60}: {_lowered(fault['msg'])}") from error
+        name = spell(str(fault["loc"][0]))
+        raise ConfigError(f"{name} is {fault['input']!r:.60}: {_lowered(fault['msg'])}") from error
+
+
+def override_by_environment(config: ConfigT, environment: Mapping[str, str]) -> ConfigT:
+    """Put ``LANDSEG_DEVICE=cuda`` and the like over a configuration's keys; lists and numbers are written as in YAML.
+
+    A variable that is empty counts as not given.
+
+    Raises
+    ------
+    ConfigError
+        If a value does not make sense; the message names the variable.
+    """
+    given: dict[str, Any] = {}
+    for key, field in type(config).model_fields.items():
+        text = environment.get(_variable(key))
+        if not text:
+            continue
+        if {field.annotation, *get_args(field.annotation)} & {str, Path, SecretStr}:
+            # To YAML, the braces of a template would be a mapping.
+            given[key] = text
+            continue
+        try:
+            given[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{_variable(key)} is {text!r:.60}: not YAML") from error
+    return override(config, given, _variable)
 
 
 def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.Node | None) -> ConfigError:

@@ -10,6 +10,7 @@
     │   │   ├── CrsError           no coordinate reference system
     │   │   └── GsdError           pixels of a size that the model was not made for
     │   ├── BundleError            a model bundle that is incomplete or damaged
+    │   ├── CatalogError           a STAC catalog that can't be read, or is not what it says
     │   └── TrainingDataError      scenes and labels that can't be trained on
     ├── ResourceError (4)          not enough of something
     │   ├── DiskError              no room, or no permission to write
@@ -17,8 +18,11 @@
     ├── BatchError (5)             some scenes of a batch failed
     └── RunInterruptedError (130)  Ctrl-C or SIGTERM
 
-The command line prints ``str(error)`` and leaves with ``error.exit_code``; nothing else decides exit codes.
+The command line prints ``str(error)`` and leaves with ``error.exit_code``; nothing else decides exit codes. Errors end
+up in logs and reports: what may be secret in a URL is taken out of them.
 """
+
+from landseg.hrefs import hide_secrets
 
 
 class LandsegError(Exception):
@@ -35,6 +39,7 @@ class LandsegError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, hint: str | None = None) -> None:
+        what, hint = hide_secrets(what), None if hint is None else hide_secrets(hint)
         super().__init__(what, hint)
         self.what = what
         self.hint = hint
@@ -81,6 +86,10 @@ class GsdError(SceneError):
 
 class BundleError(InputError):
     """A model bundle is incomplete, damaged or of an unknown form."""
+
+
+class CatalogError(InputError):
+    """A STAC catalog can't be read, or is not what it says."""
 
 
 class TrainingDataError(InputError):

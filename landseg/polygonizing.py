@@ -1,18 +1,15 @@
 """From a raster of classes, landseg's own or anyone's, to a layer of polygons."""
 
 import colorsys
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from landseg.config import LegendConfig, PolygonConfig, legend_of, load_config
 from landseg.errors import InputError, UsageError
-from landseg.grid import Grid
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
-from landseg.outputs.vector import check_format, companions, write_layer
-from landseg.polygons import polygonize
+from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygons.classes import ClassRaster, read_class_raster
 from landseg.polygons.merge import Merging
 
@@ -39,7 +36,9 @@ class Layer:
     areas: tuple[ClassArea, ...]
 
 
-def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Path | None = None) -> Layer:
+def polygonize_raster(
+    raster: Path, out: Path, config: PolygonConfig, legend: Path | None = None, *, overwrite: bool = False
+) -> Layer:
     """Draw the polygons of band 1 of a raster of classes.
 
     What the raster declares as nodata, masks or holds as not-a-number has no polygons; every other value is a class,
@@ -56,6 +55,8 @@ def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Pa
     legend
         YAML file of names, colours and affinities, a `LegendConfig`; by default the raster's category names and
         colour table say what they know.
+    overwrite
+        Whether to replace a layer that is there.
 
     Raises
     ------
@@ -68,7 +69,7 @@ def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Pa
     """
     check_format(out)
     files = (*companions(out), out)
-    check_writable(out, files, overwrite=config.overwrite)
+    check_writable(out, files, overwrite=overwrite)
     if out.exists() and out.samefile(raster):
         raise UsageError(f"the output {out} is the raster itself", "choose another --out")
     source = read_class_raster(raster, config.assume_crs)
@@ -76,8 +77,15 @@ def polygonize_raster(raster: Path, out: Path, config: PolygonConfig, legend: Pa
     check_minima(config, known)
     check_space(out.parent, int(source.grid.size * BYTES_PER_PIXEL))
     with Drafts(out) as drafts:
-        draft = drafts.path(out)
-        areas = write_polygons(draft, raster, source.grid, known, config, confidence_band=source.confidence_band)
+        areas = draw_layer(
+            drafts.path(out),
+            raster,
+            source.grid,
+            known,
+            confidence_band=source.confidence_band,
+            merging=merging_of(config, known),
+            tolerance_m=config.simplify,
+        )
         drafts.publish(files)
     return Layer(files, areas)
 
@@ -92,50 +100,11 @@ def check_minima(config: PolygonConfig, legend: Legend) -> None:
         )
 
 
-def write_polygons(
-    path: Path,
-    raster: Path,
-    grid: Grid,
-    legend: Legend,
-    config: PolygonConfig,
-    *,
-    confidence_band: int | None,
-    threads: int | None = None,
-) -> tuple[ClassArea, ...]:
-    """Draw a raster's polygons into a layer.
-
-    Parameters
-    ----------
-    path
-        A draft; temporary files stand beside it as long as it is written.
-    raster
-        On ``grid``; band 1 holds the class ids of ``legend``, and whatever else is nodata.
-    config
-        Minimum areas and tolerance.
-    confidence_band
-        Band that holds uint8 percent, if there is one.
-    threads
-        As many strips are worked on at the same time; all cores if None.
-
-    Raises
-    ------
-    DiskError
-        If the disk is full.
-    """
+def merging_of(config: PolygonConfig, legend: Legend) -> Merging:
+    """Say which polygons of a map are too small, and what they prefer to join."""
     ids = {c.name: c.class_id for c in legend}
     minima = {ids[name]: area_m2 for name, area_m2 in config.min_area_of_class.items()}
-    polygons = polygonize(
-        raster,
-        grid,
-        work=path.parent,
-        class_ids=sorted(legend.class_ids),
-        confidence_band=confidence_band,
-        merging=Merging(config.min_area, minima, legend.affinity),
-        tolerance_m=config.simplify,
-        threads=threads,
-    )
-    with closing(polygons):
-        return write_layer(path, polygons, legend, grid.crs)
+    return Merging(config.min_area, minima, legend.affinity)
 
 
 def _given_legend(source: ClassRaster, file: Path) -> Legend:

@@ -49,8 +49,8 @@ from landseg.outputs.picture import draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import check_format, companions
-from landseg.polygonizing import check_minima, write_polygons
+from landseg.outputs.vector import check_format, companions, draw_layer
+from landseg.polygonizing import check_minima, merging_of
 from landseg.polygons.strips import PIXELS_AT_ONCE
 from landseg.predict import choose_device, choose_precision
 from landseg.scene import (
@@ -232,16 +232,14 @@ class Plan:
 
     @cached_property
     def scene_fingerprint(self) -> str:
-        """Changes when the scene's file does: of its path, grid and, for a local file, size and time of change."""
-        path = Path(self.info.path)
-        stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path.exists() else ()
-        return _digest([self.info.path, self.info.grid.shape, tuple(self.info.grid.transform), stamp])
+        """Changes when the scene's file does: of its path, grid and stamp."""
+        return _digest([self.info.shown, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp])
 
     def summary(self) -> dict[str, Any]:
         """Tell the plan in plain values, for people and ``--json``."""
         rows, cols = self.grid.shape
         return {
-            "scene": self.info.path,
+            "scene": self.info.shown,
             "model": self.bundle.card.name,
             "bands": list(self.bands),
             "grid": {
@@ -450,7 +448,16 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
         write_style(drafts.path(outputs.style), legend)
         on_progress(Progress("polygons"))
         draft = drafts.path(outputs.polygons)
-        areas = write_polygons(draft, raster, plan.grid, legend, plan.config, confidence_band=2, threads=plan.threads)
+        areas = draw_layer(
+            draft,
+            raster,
+            plan.grid,
+            legend,
+            confidence_band=2,
+            merging=merging_of(plan.config, legend),
+            tolerance_m=plan.config.simplify,
+            threads=plan.threads,
+        )
         on_progress(Progress("outputs"))
         imagery = Imagery.of(plan.info, plan.bundle.card.bands, plan.bands, job.ranges)
         if outputs.picture is not None:
@@ -481,8 +488,9 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
             legend=legend,
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
-            source=plan.info.path,
-            versions=_versions(),
+            title=f"Land use of {Path(plan.info.shown).stem}",
+            sources=[plan.info.shown],
+            versions=versions(),
             properties=_provenance(plan, job.ranges, valid_pixels, lost),
         )
         drafts.publish(outputs.all)
@@ -597,12 +605,13 @@ def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...],
         grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
-        title=f"Land use: {Path(plan.info.path).stem}",
+        title=f"Land use: {Path(plan.info.shown).stem}",
         source=f"landseg {__version__}, model {plan.bundle.card.name}",
     )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Name the software that a map depends on."""
     packages = ("torch", "rasterio", "shapely", "geopandas", "pyogrio", "numpy")
     return {"landseg": __version__, "gdal": GDAL_VERSION} | {name: version(name) for name in packages}
 
@@ -611,7 +620,7 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequen
     config = plan.config.model_dump(mode="json", exclude={"overwrite", "max_memory", "workers", "scheduler"})
     return {
         "landseg:scene": {
-            "href": plan.info.path,
+            "href": plan.info.shown,
             "fingerprint": plan.scene_fingerprint,
             "bands": list(plan.bands),
             "band_names": list(plan.bundle.card.bands),

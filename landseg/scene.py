@@ -1,10 +1,13 @@
 """Scenes: what a raster is, which of its bands a model reads, on which grid, and its pixels window by window."""
 
 import math
+import os
 import threading
+import urllib.request
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 
@@ -23,6 +26,7 @@ from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid, cells, shrunk
+from landseg.hrefs import hide_secrets, is_remote
 
 GDAL_VERSION: str = rasterio.__gdal_version__
 
@@ -44,10 +48,20 @@ GSD_LIMIT = 8.0
 CELL_PX = 32
 """Side of what is given up as a whole where a scene is damaged."""
 
-GDAL_OPTIONS: Mapping[str, Any] = {
+_HTTP_OPTIONS: Mapping[str, Any] = {
     # Of a server's transient failures; GDAL's own default is not to try again.
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
+    # GDAL's own default is to wait for ever, first for a connection (seconds), then for the next byte: less than so
+    # many bytes a second, for so many seconds, is a failure.
+    "GDAL_HTTP_CONNECTTIMEOUT": 20,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 100,
+    "GDAL_HTTP_LOW_SPEED_TIME": 30,
+}
+
+GDAL_OPTIONS: Mapping[str, Any] = {
+    # What the environment says of them counts.
+    **{name: value for name, value in _HTTP_OPTIONS.items() if name not in os.environ},
     # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
     # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
     "GDAL_CACHEMAX": 256 * 2**20,
@@ -81,6 +95,9 @@ class SceneInfo:
         Lower-case name of each band, from its description, else from its colour interpretation, else empty.
     validity
         What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none``.
+    stamp
+        Changes when the file does: a local file's size and time of change, or what an HTTP server says of them; empty
+        where nothing is known.
     """
 
     path: str
@@ -88,6 +105,12 @@ class SceneInfo:
     dtype: str
     band_names: tuple[str, ...]
     validity: Literal["alpha", "mask", "nodata", "none"]
+    stamp: tuple[int | str, ...] = ()
+
+    @property
+    def shown(self) -> str:
+        """The path without what may be secret in a URL, for people and records."""
+        return hide_secrets(self.path)
 
     @property
     def is_float(self) -> bool:
@@ -156,8 +179,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     CrsError
         If it has no usable CRS.
     """
-    is_local = "://" not in path and not path.startswith("/vsi")
-    if is_local and not Path(path).exists():
+    if not is_remote(path) and not Path(path).exists():
         raise SceneError(f"there is no scene {path}")
     try:
         with rasterio.Env(**GDAL_OPTIONS), rasterio.open(path) as source:
@@ -176,10 +198,27 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                 dtype=str(np.result_type(*dtypes)),
                 band_names=_band_names(source),
                 validity=_validity(source),
+                stamp=_stamp(path),
             )
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
         raise SceneError(f"can't read {path} as a raster", detail or None) from error
+
+
+def _stamp(path: str) -> tuple[int | str, ...]:
+    """Say what changes when the file does."""
+    if path.startswith(("http://", "https://")):
+        try:
+            request = urllib.request.Request(path, method="HEAD")  # noqa: S310 (the scheme was looked at)
+            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+                headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
+                return tuple(value for value in headers if value)
+        except (OSError, HTTPException):
+            return ()  # the server answers to GET alone
+    if is_remote(path):
+        return ()
+    status = Path(path).stat()
+    return status.st_size, status.st_mtime_ns
 
 
 def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
@@ -350,15 +389,24 @@ class RasterScene:
     nodata_policy
         ``all``: a pixel is invalid when all bands are nodata there; ``any``: when at least one is. NaN in any band is
         invalid under both.
+    resampling
+        ``nearest`` for classes, whose averages mean nothing.
     """
 
     def __init__(
-        self, info: SceneInfo, bands: Sequence[int], grid: Grid, *, nodata_policy: NodataPolicy = "all"
+        self,
+        info: SceneInfo,
+        bands: Sequence[int],
+        grid: Grid,
+        *,
+        nodata_policy: NodataPolicy = "all",
+        resampling: Literal["bilinear", "nearest"] = "bilinear",
     ) -> None:
         self.info = info
         self.bands = list(bands)
         self._grid = grid
         self._combine = np.any if nodata_policy == "all" else np.all
+        self._resampling = Resampling[resampling]
         self._local = threading.local()
         self._opened: list[Any] = []
 
@@ -416,7 +464,7 @@ class RasterScene:
             "height": rows,
             "width": cols,
             # GDAL widens the kernel when pixels grow, so that nothing aliases.
-            "resampling": Resampling.bilinear,
+            "resampling": self._resampling,
         }
         if self.info.validity == "none" and self.info.is_float:
             options["src_nodata"] = math.nan

@@ -12,6 +12,9 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 if TYPE_CHECKING:
+    import pystac
+
+    from landseg.batch import Report
     from landseg.mapping import Progress, ProgressCallback
     from landseg.model.bundle import Card
     from landseg.outputs import ClassArea
@@ -89,6 +92,7 @@ class _BarDisplay:
         )
         self._task: TaskID | None = None
         self._rates = _Rates()
+        self._stage = ""
 
     def __enter__(self) -> "_BarDisplay":
         self._bar.start()
@@ -99,9 +103,11 @@ class _BarDisplay:
 
     def update(self, progress: "Progress") -> None:
         if self._task is None:
-            self._rates = _Rates(progress.done)
             self._task = self._bar.add_task("", rates="")
         is_map = progress.stage == "map"
+        if is_map and self._stage != "map":
+            self._rates = _Rates(progress.done)
+        self._stage = progress.stage
         self._bar.update(
             self._task,
             description=STAGES[progress.stage],
@@ -126,6 +132,64 @@ def print_areas(areas: "Sequence[ClassArea]") -> None:
             "" if area.confidence is None else f"{area.confidence:.0f} %",
         )
     _console().print(table)
+
+
+def print_report(report: "Report") -> None:
+    """Print what became of a batch's scenes on stdout."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("map", overflow="fold")
+    table.add_column("status")
+    table.add_column("time", justify="right")
+    table.add_column("why", overflow="fold")
+    for entry in report.entries:
+        time_taken = duration(entry.seconds) if entry.seconds else ""
+        table.add_row(entry.name, entry.status, time_taken, entry.why.splitlines()[0])
+    _console().print(table)
+    print(report.line)
+
+
+def print_items(items: "Sequence[pystac.Item]") -> None:
+    """Print a catalog's items on stdout, a line each."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("collection", "id", "date"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("gsd", justify="right")
+    table.add_column("title", overflow="fold")
+    for item in items:
+        gsd = item.properties.get("gsd")
+        title = item.properties.get("title", "")
+        table.add_row(item.collection_id or "", item.id, _dates(item), "" if gsd is None else f"{gsd:g} m", title)
+    _console().print(table)
+
+
+def print_item(item: "pystac.Item") -> None:
+    """Print what a catalog knows of an item on stdout."""
+    properties = item.properties
+    shape, cloud_cover = properties.get("proj:shape"), properties.get("eo:cloud_cover")
+    image = item.assets.get("image")
+    bands = properties.get("bands", []) if image is None else image.extra_fields.get("bands", [])
+    rows = {
+        "id": item.id,
+        "collection": item.collection_id or "",
+        "title": properties.get("title", ""),
+        "about": properties.get("description", ""),
+        "date": _dates(item),
+        "bounds": "" if item.bbox is None else ", ".join(f"{value:.4f}" for value in item.bbox) + " (degrees)",
+        "size": "" if shape is None else f"{shape[0]:,} x {shape[1]:,} px",
+        "gsd": f"{properties['gsd']:g} m" if "gsd" in properties else "",
+        "crs": properties.get("proj:code") or "",
+        "bands": ", ".join(band["name"] for band in bands),
+        "clouds": "" if cloud_cover is None else f"{cloud_cover:g} %",
+        "licence": properties.get("license", ""),
+        "files": "\n".join(f"{key}: {asset.get_absolute_href()}" for key, asset in item.assets.items()),
+    }
+    print_pairs({name: value for name, value in rows.items() if value})
+
+
+def _dates(item: "pystac.Item") -> str:
+    times = item.common_metadata
+    days = (item.datetime,) if item.datetime else (times.start_datetime, times.end_datetime)
+    return " to ".join(f"{day:%Y-%m-%d}" for day in days if day)
 
 
 def print_scores(scores: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from landseg.outputs.drafts import writing
 
 CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
-PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.2.0/schema.json"
+PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
 MEDIA_TYPES: Mapping[str, str] = {
@@ -42,7 +42,8 @@ def write_manifest(
     legend: Legend,
     areas: Sequence[ClassArea],
     products: Mapping[str, Path],
-    source: str,
+    title: str,
+    sources: Sequence[str],
     versions: Mapping[str, str],
     properties: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -58,8 +59,10 @@ def write_manifest(
         The classes and what they cover.
     products
         Asset key -> file, drafted beside ``path``, which is where they will stay.
-    source
-        The scene's path or URL.
+    title
+        For people.
+    sources
+        Paths or URLs of what the map was made from.
     versions
         Software name -> version.
     properties
@@ -79,7 +82,7 @@ def write_manifest(
         bbox=[min(lons), min(lats), max(lons), max(lats)],
         datetime=now,
         properties={
-            "title": f"Land use of {Path(source).stem}",
+            "title": title,
             "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "gsd": round(grid.gsd_m, 4),
             "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
@@ -106,7 +109,7 @@ def write_manifest(
                 href=f"./{product.name}", media_type=MEDIA_TYPES[product.suffix], roles=["data"], extra_fields=extra
             ),
         )
-    item.add_link(pystac.Link(rel=pystac.RelType.DERIVED_FROM, target=source))
+    item.add_links([pystac.Link(rel=pystac.RelType.DERIVED_FROM, target=source) for source in sources])
     content: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
     with writing(path):
         path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

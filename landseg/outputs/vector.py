@@ -3,6 +3,7 @@
 import logging
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from rasterio.crs import CRS
 
 from landseg.errors import DiskError, UsageError
+from landseg.grid import Grid
 from landseg.legend import Legend
 from landseg.outputs import AreaCount, ClassArea, places
 from landseg.outputs.geopackage import write_class_areas, write_presentation
 from landseg.outputs.geoparquet import write_geoparquet
-from landseg.polygons import Polygons
+from landseg.polygons import Polygons, polygonize
+from landseg.polygons.merge import NO_MERGING, Merging
 
 log = logging.getLogger(__name__)
 
@@ -131,6 +134,47 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
     except (OSError, DataSourceError, DataLayerError, FeatureError, sqlite3.OperationalError) as error:
         raise DiskError(f"can't write {path}: {error}", "free some disk space, or write to another folder") from error
     return areas
+
+
+def draw_layer(
+    path: Path,
+    raster: Path,
+    grid: Grid,
+    legend: Legend,
+    *,
+    confidence_band: int | None = None,
+    merging: Merging = NO_MERGING,
+    tolerance_m: float = 0.0,
+    threads: int | None = None,
+) -> tuple[ClassArea, ...]:
+    """Draw the polygons of a raster of classes and write them as they come.
+
+    Parameters
+    ----------
+    path
+        A draft; a temporary file stands beside it until all is written.
+    raster
+        On ``grid``; band 1 holds the class ids of ``legend``, and whatever else is nodata.
+    confidence_band, merging, tolerance_m, threads
+        See `landseg.polygons.polygonize`.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full.
+    """
+    polygons = polygonize(
+        raster,
+        grid,
+        work=path.parent,
+        class_ids=sorted(legend.class_ids),
+        confidence_band=confidence_band,
+        merging=merging,
+        tolerance_m=tolerance_m,
+        threads=threads,
+    )
+    with closing(polygons):
+        return write_layer(path, polygons, legend, grid.crs)
 
 
 class _Stream:

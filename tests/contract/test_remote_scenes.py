@@ -109,3 +109,9 @@ def test_windows_of_a_remote_scene(server: RangeServer, url: str) -> None:
 def test_a_remote_scene_that_is_not_there(server: RangeServer) -> None:
     with pytest.raises(SceneError, match=r"can't read http://.*no\.tif"):
         describe_scene(f"http://{server.address}/no.tif")
+
+
+def test_a_remote_scene_s_stamp_is_what_its_server_says(server: RangeServer) -> None:
+    stamp = describe_scene(f"http://{server.address}/{KEY}").stamp
+    assert str(DEMO_SCENE.stat().st_size) in stamp
+    assert any("GMT" in str(part) for part in stamp)

@@ -36,8 +36,8 @@ def left(out: Path) -> list[str]:
 
 STEPS = [
     "run.map_rows",
-    "polygonizing.polygonize",
-    "polygonizing.write_layer",
+    "outputs.vector.polygonize",
+    "outputs.vector.write_layer",
     "run.draw_picture",
     "run.write_manifest",
 ]

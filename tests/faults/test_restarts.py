@@ -156,7 +156,7 @@ def test_damage_that_was_let_pass_is_not_let_pass_later(
     damaged: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "map.gpkg"
-    monkeypatch.setattr("landseg.polygonizing.write_layer", lambda *_: 1 / 0)
+    monkeypatch.setattr("landseg.outputs.vector.write_layer", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         execute(build_plan(str(damaged), out, config.model_copy(update={"on_error": "nodata"})))
     with pytest.raises(SceneError, match="damaged"):

@@ -1,0 +1,518 @@
+"""Many scenes by one file: what is current is skipped, what fails is passed over, and a report says what became of all.
+
+``load_pipeline(path)`` -> ``run_batch(pipeline)`` -> `Report`. A map is current when its manifest names the scene, the
+model and the options that it would be made of now, and its files are there. So a batch that was stopped goes on when it
+is run again, and a job that runs every month does what the month brought.
+"""
+
+import json
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, Literal
+
+import requests
+from filelock import FileLock, Timeout
+
+from landseg import __version__
+from landseg.catalog import add_item, item_folder
+from landseg.catalog.items import read_item
+from landseg.catalog.search import SceneRef, search
+from landseg.config import MergeConfig, PipelineConfig, RunConfig, load_config, override_by_environment
+from landseg.errors import LandsegError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.hrefs import hide_secrets, is_remote, stem
+from landseg.logs import FACTS
+from landseg.mapping import ProgressCallback
+from landseg.model.bundle import read_bundle
+from landseg.outputs.drafts import writing
+from landseg.outputs.vector import driver_of
+from landseg.polygonizing import merging_of
+from landseg.region import Part, in_order, write_region
+from landseg.run import OutputPaths, Plan, build_plan, check, execute, versions
+
+log = logging.getLogger(__name__)
+
+REPORT_FILE = "run.json"
+WEBHOOK_TIMEOUT_S = 20.0
+
+HOW = {"model", "device", "batch", "max_memory", "workers", "scheduler", "overwrite"}
+"""Options that do not change a map; the model counts by its weights and not by its name."""
+
+_UNFIT = re.compile(r"[^\w.+-]+")
+"""What an item's id may hold and a file's name should not."""
+
+Status = Literal["mapped", "current", "due", "failed"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What became of a scene.
+
+    Parameters
+    ----------
+    name
+        Of its map.
+    scene
+        Path or URL, without what may be secret in it.
+    status
+        ``due`` stands for what would be mapped, in a dry run, and for what was not reached.
+    why
+        Why it was mapped, or what went wrong.
+    unreachable
+        Whether it failed because its server did not give it, which may change.
+    outputs
+        Paths of the products, if they are there.
+    attempts
+        How often it was tried.
+    seconds
+        Of the last attempt.
+    """
+
+    name: str
+    scene: str
+    status: Status
+    why: str
+    unreachable: bool = False
+    outputs: tuple[str, ...] = ()
+    attempts: int = 1
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a batch.
+
+    Parameters
+    ----------
+    pipeline
+        Name of its file.
+    started, seconds
+        When, in UTC, and how long.
+    entries
+        Every scene, in the order that they were mapped in; the merged map, if any, last.
+    finished
+        False if it was stopped.
+    """
+
+    pipeline: str
+    started: datetime
+    seconds: float
+    entries: tuple[Entry, ...]
+    finished: bool = True
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many entries are of each status that occurs."""
+        return dict(Counter(entry.status for entry in self.entries))
+
+    @property
+    def line(self) -> str:
+        """The report in a line."""
+        counts = ", ".join(f"{n} {status}" for status, n in self.counts.items()) or "nothing to do"
+        return f"{self.pipeline}: {counts}{'' if self.finished else '; stopped'}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tell it in plain values. ``text`` is what chat services show of a posted report."""
+        return {
+            "text": f"landseg {self.line}",
+            "pipeline": self.pipeline,
+            "landseg": __version__,
+            "started": self.started.isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 1),
+            "finished": self.finished,
+            "counts": self.counts,
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scene, the name of its map, and the place of the map's polygons."""
+
+    scene: SceneRef
+    name: str
+    out: Path
+
+    @property
+    def part(self) -> Part:
+        """The map as a part of a region's."""
+        raster = OutputPaths.of(self.out, picture=False).raster
+        return Part(self.name, raster, self.scene.date, self.scene.cloud_cover)
+
+
+def load_pipeline(path: Path, environment: Mapping[str, str] = os.environ) -> PipelineConfig:
+    """Read a pipeline; its relative paths start at its folder, those of ``LANDSEG_…`` variables at the working folder.
+
+    Raises
+    ------
+    ConfigError
+        If a key of the file or a variable does not make sense.
+    """
+    return override_by_environment(load_config(path, PipelineConfig).at(path.parent), environment)
+
+
+def run_batch(
+    pipeline: PipelineConfig,
+    name: str,
+    *,
+    dry_run: bool = False,
+    on_progress: ProgressCallback = lambda _: None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Report:
+    """Map what is not current and write the report into the output folder; a dry run writes nothing.
+
+    Parameters
+    ----------
+    pipeline
+        What to do.
+    name
+        What to call it in the report.
+    dry_run
+        Whether to stop at saying what would be done.
+    on_progress
+        Told how far the scene at hand is.
+    sleep
+        Waits so many seconds.
+
+    Raises
+    ------
+    UsageError
+        If no scene is found, or two would have the same map.
+    CatalogError
+        If the catalog can't be read.
+    ResourceError
+        If the output folder can't be written to, or another batch is at work in it.
+    RunInterruptedError
+        If it was stopped; the report is written.
+    """
+    started, clock = datetime.now(UTC), time.monotonic()
+    jobs = plan_jobs(pipeline, find_scenes(pipeline))
+    entries = {job.name: Entry(job.name, hide_secrets(job.scene.href), "due", "not reached") for job in jobs}
+
+    def report(finished: bool = True) -> Report:
+        return Report(name, started, time.monotonic() - clock, tuple(entries.values()), finished)
+
+    if dry_run:
+        for job in jobs:
+            entries[job.name] = _attempt(job, pipeline.run_config(), None, 1)
+        if pipeline.merge is not None:
+            entries[pipeline.merge.name] = _merge(pipeline, pipeline.merge, jobs, entries, dry_run=True)
+        return report()
+    with _locked(pipeline.out):
+        try:
+            for job, entry in _work_off(jobs, pipeline, on_progress, sleep):
+                entries[job.name] = entry
+                _tell(entry, len(jobs))
+            if pipeline.merge is not None:
+                entry = _merge(pipeline, pipeline.merge, jobs, entries, dry_run=False)
+                entries[entry.name] = entry
+                _tell(entry, len(jobs))
+        except (KeyboardInterrupt, RunInterruptedError) as error:
+            _write_report(pipeline, report(finished=False))
+            mapped = report().counts.get("mapped", 0)
+            raise RunInterruptedError(
+                f"stopped; {mapped} of {len(jobs)} scenes were mapped by then", "run it again to go on"
+            ) from error
+        done = report()
+        _write_report(pipeline, done)
+    log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
+    if pipeline.catalog is not None:
+        _add_to_catalog(pipeline.catalog, done)
+    if pipeline.webhook is not None:
+        _post(pipeline.webhook.get_secret_value(), done)
+    return done
+
+
+def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
+    """List the scenes that a pipeline names: files in the order given, then the catalog's.
+
+    A file that is named twice counts once. Patterns leave out what lies in the pipeline's own output folder.
+
+    Raises
+    ------
+    UsageError
+        If there is none.
+    CatalogError
+        If the catalog can't be read.
+    """
+    paths: dict[str, None] = {}
+    for path in pipeline.scenes.files:
+        found = (
+            [path] if is_remote(path) or not has_magic(path) or Path(path).exists() else _matches(path, pipeline.out)
+        )
+        if not found:
+            log.warning("no file matches %s", path)
+        paths |= dict.fromkeys(found)
+    scenes = [SceneRef(stem(path), path) for path in paths]
+    if pipeline.scenes.catalog is not None:
+        query = pipeline.scenes.catalog.model_dump()
+        scenes += search(**query, attempts=pipeline.attempts, wait_s=pipeline.wait_s)
+    if not scenes:
+        raise UsageError("the pipeline names no scene that is there", "look at its files, patterns and catalog query")
+    return scenes
+
+
+def _matches(pattern: str, out: Path) -> list[str]:
+    found = glob(pattern, recursive=True)  # noqa: PTH207 (Path's own takes no absolute pattern)
+    files = [path for path in sorted(found) if Path(path).is_file()]
+    return [path for path in files if not Path(path).resolve().is_relative_to(out.resolve())]
+
+
+def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]:
+    """Give each scene its place by the pipeline's template.
+
+    Raises
+    ------
+    UsageError
+        If two scenes have the same, a name will not do, or the format is unknown; or if they are to be merged by a rule
+        that asks for what is not known of one.
+    """
+    jobs: dict[str, Job] = {}
+    for scene in scenes:
+        parts = {
+            "scene": scene.name,
+            "collection": scene.collection,
+            "date": "" if scene.date is None else f"{scene.date:%Y-%m-%d}",
+            "model": stem(pipeline.model),
+        }
+        name = pipeline.name.format(**{part: _UNFIT.sub("-", text) for part, text in parts.items()})
+        out = pipeline.out / (name + pipeline.format)
+        _check_place(pipeline, name, out)
+        if name in jobs:
+            raise UsageError(
+                f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
+                "tell them apart by the pipeline's key 'name', for instance by {collection}-{scene}",
+            )
+        jobs[name] = Job(scene, name, out)
+    if pipeline.merge is not None:
+        _check_place(pipeline, pipeline.merge.name, pipeline.out / (pipeline.merge.name + pipeline.format))
+        if pipeline.merge.name in jobs:
+            raise UsageError(f"a scene's map has the merged one's name, '{pipeline.merge.name}'", "change 'merge.name'")
+        in_order([job.part for job in jobs.values()], pipeline.merge.rule)
+    return list(jobs.values())
+
+
+def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
+    """Refuse a place that is none, lies elsewhere, is taken by the report or a catalog, or of an unknown format."""
+    taken = [(pipeline.out / REPORT_FILE).resolve(), pipeline.catalog and pipeline.catalog.resolve()]
+    manifest = OutputPaths.of(out, picture=False).manifest.resolve()
+    if not name or not manifest.is_relative_to(pipeline.out.resolve()) or manifest in taken:
+        raise UsageError(f"a map can't be called '{name}' here", "change the pipeline's key 'name' or 'merge.name'")
+    driver_of(out)
+
+
+def why_due(plan: Plan) -> str | None:
+    """Say why a scene has to be mapped, or None if its map is current."""
+    scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
+    return _why_stale(plan.outputs, scene, "the scene changed", plan.bundle.sha256, plan.config)
+
+
+def _why_stale(
+    outputs: OutputPaths, source: Mapping[str, Mapping[str, Any]], changed: str, sha256: str, config: RunConfig
+) -> str | None:
+    """Compare a manifest with what the map would be made of now; ``changed`` is what to say if ``source`` differs."""
+    try:
+        manifest = json.loads(outputs.manifest.read_text(encoding="utf-8"))
+        properties = manifest["properties"]
+        recorded = {key: {k: properties[key][k] for k in values} for key, values in source.items()}
+        model = properties["landseg:model"]["sha256"]
+        then = RunConfig.model_validate(properties["landseg:config"]).model_dump(exclude=HOW)
+        sizes = {asset["href"]: asset["file:size"] for asset in manifest["assets"].values()}
+    except FileNotFoundError:
+        return "new"
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return f"{outputs.manifest.name} is not what this version writes"
+    if recorded != source:
+        return changed
+    if model != sha256:
+        return "the model changed"
+    now = config.model_dump(exclude=HOW)
+    if options := [key for key in now if then[key] != now[key]]:
+        return f"options changed: {', '.join(options)}"
+    for name, size in sizes.items():
+        path = outputs.manifest.parent / name
+        if not path.exists():
+            return f"{path.name} is missing"
+        if path.stat().st_size != size:
+            return f"{path.name} is not as it was written"
+    return None
+
+
+def _merge(
+    pipeline: PipelineConfig, merge: MergeConfig, jobs: Sequence[Job], entries: Mapping[str, Entry], *, dry_run: bool
+) -> Entry:
+    """Make one map of those that are there; a dry run says what would be done."""
+    clock = time.monotonic()
+    entry = Entry(merge.name, f"{len(jobs)} scenes", "failed", "")
+    outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=pipeline.picture)
+    if any(entries[job.name].status == "due" for job in jobs):
+        return replace(entry, status="due", why="its scenes change")
+    try:
+        config, bundle = pipeline.run_config(), read_bundle(pipeline.model)
+        failed = [job for job in jobs if entries[job.name].status == "failed"]
+        missing = [job.name for job in failed if not _has_former_map(job, bundle.sha256, config)]
+        parts = [job.part for job in jobs if job.name not in missing]
+        if not parts:
+            return replace(entry, why="none of its scenes has a map")
+        made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
+        due = _why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
+        products = tuple(str(path) for path in outputs.all)
+        if due is None:
+            return replace(entry, status="current", why="nothing changed", outputs=products)
+        if missing:
+            due += f"; without {', '.join(missing)}"
+        if dry_run:
+            return replace(entry, status="due", why=due)
+        write_region(
+            parts,
+            merge.rule,
+            polygons=outputs.polygons,
+            raster=outputs.raster,
+            manifest=outputs.manifest,
+            picture=outputs.picture,
+            legend=bundle.card.legend,
+            merging=merging_of(config, bundle.card.legend),
+            simplify_m=config.simplify,
+            versions=versions(),
+            properties={
+                "landseg:merge": made_of,
+                "landseg:model": {"name": bundle.card.name, "sha256": bundle.sha256},
+                "landseg:config": config.model_dump(mode="json", exclude={"overwrite"}),
+            },
+        )
+        return replace(entry, status="mapped", why=due, outputs=products, seconds=round(time.monotonic() - clock, 1))
+    except LandsegError as error:
+        return replace(entry, why=str(error))
+    except Exception as error:
+        # Without the report nobody would know of the scenes.
+        return _internal(entry, error)
+
+
+def _has_former_map(job: Job, sha256: str, config: RunConfig) -> bool:
+    """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
+    return _why_stale(OutputPaths.of(job.out, picture=config.picture), {}, "", sha256, config) is None
+
+
+def _fingerprint(part: Part) -> dict[str, Any]:
+    """Say what a region's map depends on of a part."""
+    manifest = json.loads(part.raster.with_suffix(".json").read_text(encoding="utf-8"))
+    date = None if part.date is None else part.date.isoformat()
+    checksum = manifest["assets"]["raster"]["file:checksum"]
+    return {"map": part.name, "checksum": checksum, "date": date, "cloud_cover": part.cloud_cover}
+
+
+def _work_off(
+    jobs: Sequence[Job], pipeline: PipelineConfig, on_progress: ProgressCallback, sleep: Callable[[float], None]
+) -> Iterator[tuple[Job, Entry]]:
+    """Give each job with what became of it; those whose source can't be reached come again after the others."""
+    waiting = list(jobs)
+    for attempt in range(1, pipeline.attempts + 1):
+        again = []
+        for job in waiting:
+            entry = _attempt(job, pipeline.run_config(), on_progress, attempt)
+            if entry.unreachable:
+                again.append(job)
+            yield job, entry
+        waiting = again
+        if not waiting or attempt == pipeline.attempts:
+            return
+        wait_s = pipeline.wait_s * 2 ** (attempt - 1)
+        log.info("%d scenes could not be reached; trying them again in %g s", len(waiting), wait_s)
+        sleep(wait_s)
+
+
+def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, attempt: int) -> Entry:
+    """Map a scene unless its map is current; without ``on_progress``, say what would be done."""
+    clock = time.monotonic()
+    entry = Entry(job.name, hide_secrets(job.scene.href), "failed", "", attempts=attempt)
+    try:
+        plan = build_plan(job.scene.href, job.out, config)
+        due = why_due(plan)
+        products = tuple(str(path) for path in plan.outputs.all)
+        if due is None:
+            return replace(entry, status="current", why="nothing changed", outputs=products)
+        if on_progress is None:
+            return replace(entry, status="due", why=due)
+        with writing(job.out.parent):
+            job.out.parent.mkdir(parents=True, exist_ok=True)
+        check(plan)
+        log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
+        execute(plan, on_progress)
+        seconds = round(time.monotonic() - clock, 1)
+        return replace(entry, status="mapped", why=due, outputs=products, seconds=seconds)
+    except RunInterruptedError:
+        raise
+    except LandsegError as error:
+        # What the header of a scene elsewhere says is final, and has an error of its own.
+        unreachable = type(error) is SceneError and is_remote(job.scene.href)
+        return replace(entry, why=str(error), unreachable=unreachable, seconds=round(time.monotonic() - clock, 1))
+    except Exception as error:
+        # A fault of landseg's own, or of what it stands on, must not cost the other scenes their night.
+        return _internal(entry, error)
+
+
+def _internal(entry: Entry, error: Exception) -> Entry:
+    log.error("%s failed", entry.name, exc_info=error)
+    return replace(entry, why=hide_secrets(f"internal error: {type(error).__name__}: {error}"))
+
+
+def _tell(entry: Entry, jobs: int) -> None:
+    level = logging.WARNING if entry.status == "failed" else logging.INFO
+    facts = {"event": "scene", "of": jobs, **asdict(entry)}
+    log.log(level, "%s: %s (%s)", entry.name, entry.status, entry.why.splitlines()[0], extra={FACTS: facts})
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other batches out of it."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".landseg-batch.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ResourceError(
+                f"another batch is at work in {folder}", "wait for it, or choose another 'out'"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _write_report(pipeline: PipelineConfig, report: Report) -> None:
+    path = pipeline.out / REPORT_FILE
+    draft = path.with_name(f".{path.name}.draft")
+    with writing(path):
+        draft.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        draft.replace(path)
+
+
+def _add_to_catalog(catalog: Path, report: Report) -> None:
+    """Put the maps into a catalog's collection ``maps``, but for those that are there and current."""
+    for entry in report.entries:
+        item_id = entry.name.replace("/", "-")
+        is_there = (item_folder(catalog, "maps", item_id) / f"{item_id}.json").exists()
+        if entry.status == "mapped" or (entry.status == "current" and not is_there):
+            item = read_item(Path(entry.outputs[-1]))
+            item.id = item_id
+            add_item(catalog, item, "maps")
+
+
+def _post(url: str, report: Report) -> None:
+    """Post the report; the maps are made, so a failure is a warning. Its message would show the URL."""
+    try:
+        answer = requests.post(url, json=report.to_dict(), timeout=WEBHOOK_TIMEOUT_S)
+    except requests.RequestException as error:
+        log.warning("the webhook could not be reached (%s)", type(error).__name__)
+    else:
+        if not answer.ok:
+            log.warning("the webhook answered %d", answer.status_code)

@@ -1,0 +1,161 @@
+"""The data catalog: STAC on disk or behind a server, searched for scenes, added to and validated."""
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pystac
+from filelock import FileLock
+
+from landseg.errors import CatalogError
+from landseg.hrefs import is_remote
+from landseg.outputs.drafts import writing
+
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError)
+"""What pystac raises, by itself or unawares, where JSON is missing or is not what it should be."""
+
+COLLECTIONS = {
+    "scenes": "Scenes to map.",
+    "training-sets": "Imagery with labels to train on.",
+    "models": "Trained networks with their cards.",
+    "maps": "Land-use maps that landseg made.",
+}
+"""Collections that have a use of their own, and what they say of themselves."""
+
+
+def open_catalog(href: str) -> pystac.Catalog:
+    """Read a static catalog's root.
+
+    Raises
+    ------
+    CatalogError
+        If it can't be read.
+    """
+    if not is_remote(href) and not Path(href).exists():
+        raise CatalogError(f"there is no catalog {href}", "name one by --catalog; 'landseg catalog add' makes it")
+    try:
+        return pystac.Catalog.from_file(href)
+    except UNREADABLE as error:
+        raise CatalogError(f"can't read the catalog {href}", f"{error}".splitlines()[0]) from error
+
+
+def find_item(root: pystac.Catalog, item_id: str) -> pystac.Item:
+    """Find an item by its id, in whatever collection.
+
+    Raises
+    ------
+    CatalogError
+        If there is none.
+    """
+    for item in root.get_items(recursive=True):
+        if item.id == item_id:
+            return item
+    raise CatalogError(f"the catalog {root.get_self_href()} has no item '{item_id}'", "landseg catalog list names them")
+
+
+def item_folder(catalog: Path, collection_id: str, item_id: str) -> Path:
+    """Say where an item of a catalog lies."""
+    return catalog.resolve().parent / collection_id / item_id
+
+
+def add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
+    """Put an item into a collection of a catalog on disk, in place of one with the same id; both are made if need be.
+
+    Parameters
+    ----------
+    catalog
+        ``catalog.json`` of the root.
+    item
+        Its assets' paths are absolute; in the catalog they are relative to the item.
+    collection_id
+        The collection's.
+
+    Returns
+    -------
+    Path
+        The item's file.
+
+    Raises
+    ------
+    CatalogError
+        If the catalog can't be read.
+    DiskError
+        If it can't be written.
+    """
+    with writing(catalog):
+        catalog.resolve().parent.mkdir(parents=True, exist_ok=True)
+    # Two that add at the same time would each write the collection without the other's item.
+    with FileLock(catalog.with_name(f".{catalog.name}.lock")):
+        return _add_item(catalog, item, collection_id)
+
+
+def _add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
+    root = open_catalog(str(catalog)) if catalog.exists() else _new_catalog(catalog)
+    # Links are relative, so that the whole can be moved.
+    root.catalog_type = pystac.CatalogType.SELF_CONTAINED
+    collection = root.get_child(collection_id)
+    if collection is None:
+        collection = _new_collection(collection_id, item)
+        root.add_child(collection)
+        collection.set_self_href(str(catalog.resolve().parent / collection_id / "collection.json"))
+    if not isinstance(collection, pystac.Collection):
+        raise CatalogError(
+            f"'{collection_id}' of {catalog} is a catalog and no collection", "choose another --collection"
+        )
+    item = item.clone()
+    item.set_self_href(str(item_folder(catalog, collection_id, item.id) / f"{item.id}.json"))
+    item.make_asset_hrefs_relative()
+    former = [link for link in collection.get_item_links() if link.get_absolute_href() == item.self_href]
+    collection.links = [link for link in collection.links if link not in former]
+    collection.add_item(item, set_parent=True)
+    collection.extent = _widened(collection.extent, item)
+    # The leaf first: what a catalog leads to is there.
+    for stac in (item, collection, root):
+        _write(stac)
+    return Path(item.self_href)
+
+
+def _new_catalog(path: Path) -> pystac.Catalog:
+    root = pystac.Catalog(
+        path.resolve().parent.name, "Scenes, models and maps.", catalog_type=pystac.CatalogType.SELF_CONTAINED
+    )
+    root.set_self_href(str(path.resolve()))
+    return root
+
+
+def _new_collection(collection_id: str, item: pystac.Item) -> pystac.Collection:
+    return pystac.Collection(
+        collection_id,
+        COLLECTIONS.get(collection_id, f"{collection_id}."),
+        pystac.Extent(pystac.SpatialExtent([item.bbox or [-180, -90, 180, 90]]), pystac.TemporalExtent([_times(item)])),
+        license=str(item.properties.get("license", "other")),
+    )
+
+
+def _times(item: pystac.Item) -> list[datetime | None]:
+    times = item.common_metadata
+    return [item.datetime or times.start_datetime, item.datetime or times.end_datetime]
+
+
+def _widened(extent: pystac.Extent, item: pystac.Item) -> pystac.Extent:
+    """Stretch an extent over one more item, without reading the others again."""
+    (west, south, east, north), *_ = extent.spatial.bboxes
+    if item.bbox is not None:
+        w, s, e, n = item.bbox
+        west, south, east, north = min(west, w), min(south, s), max(east, e), max(north, n)
+    (start, end), *_ = extent.temporal.intervals
+    first, last = _times(item)
+    never, ever = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+    start = None if start is None else min(start, first or never)
+    end = None if end is None else max(end, last or ever)
+    return pystac.Extent(pystac.SpatialExtent([[west, south, east, north]]), pystac.TemporalExtent([[start, end]]))
+
+
+def _write(stac: pystac.STACObject) -> None:
+    path = Path(stac.self_href)
+    draft = path.with_name(f".{path.name}.draft")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(stac.to_dict(include_self_link=False), indent=2, ensure_ascii=False)
+        draft.write_text(text + "\n", encoding="utf-8")
+        draft.replace(path)

@@ -1,0 +1,215 @@
+"""Items of a catalog: made from a scene's file, or taken over from what a run or a training wrote."""
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+from landseg.catalog import UNREADABLE
+from landseg.catalog.search import read_interval
+from landseg.errors import CatalogError, UsageError
+from landseg.grid import Grid
+from landseg.outputs.drafts import writing
+from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROJECTION_SCHEMA
+from landseg.scene import SceneInfo, describe_scene, read_overview, value_ranges
+
+EO_SCHEMA = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
+RASTER_SCHEMA = "https://stac-extensions.github.io/raster/v1.1.0/schema.json"
+
+STATISTICS_PX = 1024
+"""Longest side of the overview that a band's statistics are of."""
+
+THUMBNAIL_PX = 256
+
+MEDIA_TYPES = {
+    ".tif": pystac.MediaType.GEOTIFF,
+    ".tiff": pystac.MediaType.GEOTIFF,
+    ".jp2": pystac.MediaType.JPEG2000,
+    ".png": pystac.MediaType.PNG,
+}
+
+COMMON_NAMES = ("coastal", "blue", "green", "red", "rededge", "nir", "swir16", "swir22", "pan", "yellow")
+"""Those of the eo extension that landseg's names of bands may be."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a scene's file does not say of itself.
+
+    Parameters
+    ----------
+    date
+        The day or moment when it was taken, or an interval as ``2026-03-01/2026-03-31``.
+    title
+        For people; by default the id.
+    licence
+        SPDX identifier, or ``other``.
+    cloud_cover
+        Percent.
+    """
+
+    date: str
+    title: str | None = None
+    licence: str = "other"
+    cloud_cover: float | None = None
+
+
+def scene_item(item_id: str, image: Path, description: Description) -> tuple[pystac.Item, NDArray[np.uint8]]:
+    """Describe a scene by its file: footprint, grid, bands, statistics and checksum.
+
+    Returns
+    -------
+    tuple
+        The item, whose asset ``image`` is the file by its absolute path, and a thumbnail, (h, w, 3) uint8.
+
+    Raises
+    ------
+    SceneError
+        If the file can't be read.
+    UsageError
+        If the date is none.
+    """
+    start, end = _times(description.date)
+    info = describe_scene(str(image))
+    numbers = range(1, len(info.band_names) + 1)
+    overview = read_overview(info, numbers, STATISTICS_PX)
+    item = pystac.Item(
+        item_id,
+        geometry=_footprint(info.grid),
+        bbox=_bbox(info.grid),
+        datetime=start if start == end else None,
+        start_datetime=None if start == end else start,
+        end_datetime=None if start == end else end,
+        properties=_properties(info.grid, description),
+        stac_extensions=[EO_SCHEMA, FILE_SCHEMA, PROJECTION_SCHEMA, RASTER_SCHEMA],
+    )
+    names = [name or f"band {n}" for n, name in zip(numbers, info.band_names, strict=True)]
+    fields = {
+        "bands": [{"name": name} for name in names],
+        "eo:bands": [{"name": n} | ({"common_name": n} if n in COMMON_NAMES else {}) for n in names],
+        "raster:bands": [_raster_band(info, band) for band in overview],
+    }
+    item.add_asset("image", _file_asset(image, "Imagery", ["data", "visual"], fields))
+    return item, _thumbnail(info, overview)
+
+
+def add_labels(item: pystac.Item, labels: Path, classes: dict[int, str]) -> None:
+    """Give a scene's item reference labels: a raster of class values on the same ground, and what the values mean."""
+    describe_scene(str(labels))
+    values = [{"value": value, "name": name} for value, name in classes.items()]
+    fields = {"bands": [{"name": "class", "classification:classes": values}]}
+    item.add_asset("labels", _file_asset(labels, "Reference labels", ["data", "labels"], fields))
+    item.stac_extensions.append(CLASSIFICATION_SCHEMA)
+
+
+def add_thumbnail(item: pystac.Item, path: Path, thumbnail: NDArray[np.uint8]) -> None:
+    """Write an item's thumbnail as a PNG."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imsave(path, thumbnail, metadata={"Software": "landseg"})
+    item.add_asset("thumbnail", _file_asset(path, "Thumbnail", ["thumbnail"], {}))
+
+
+def read_item(path: Path) -> pystac.Item:
+    """Read an item that a run, a batch or a training wrote, with the absolute paths of its files.
+
+    Raises
+    ------
+    CatalogError
+        If it is none.
+    """
+    try:
+        item = pystac.Item.from_file(str(path.resolve()))
+    except UNREADABLE as error:
+        raise CatalogError(f"{path} is no STAC item", f"{error}".splitlines()[0]) from error
+    item.make_asset_hrefs_absolute()
+    for link in item.links:
+        link.target = link.get_absolute_href() or link.target
+    return item
+
+
+def kind_of(item: pystac.Item) -> str:
+    """Name the collection that an item belongs to by what it holds."""
+    if "mlm:name" in item.properties:
+        return "models"
+    return "maps" if "landseg:areas" in item.properties else "scenes"
+
+
+def _properties(grid: Grid, description: Description) -> dict[str, Any]:
+    properties: dict[str, Any] = {
+        "license": description.licence,
+        "gsd": round(grid.gsd_m, 4),
+        "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
+        "proj:shape": list(grid.shape),
+        "proj:transform": list(grid.transform),
+        "proj:bbox": list(grid.bounds),
+    }
+    if not grid.crs.is_epsg_code:
+        properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
+    if description.title is not None:
+        properties["title"] = description.title
+    if description.cloud_cover is not None:
+        properties["eo:cloud_cover"] = description.cloud_cover
+    return properties
+
+
+def _times(date: str) -> tuple[datetime, datetime]:
+    first, _, last = date.partition("/")
+    start, _ = read_interval(first)
+    end, _ = read_interval(last or first)
+    if start is None or end is None:
+        raise UsageError(f"--date {date} has an open end", "a scene was taken on a day, or between two")
+    return start, end
+
+
+def _footprint(grid: Grid) -> dict[str, Any]:
+    corners = [[round(lon, 7), round(lat, 7)] for lon, lat in grid.lonlat_corners]
+    return {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+
+
+def _bbox(grid: Grid) -> list[float]:
+    lons, lats = zip(*grid.lonlat_corners, strict=True)
+    return [round(value, 7) for value in (min(lons), min(lats), max(lons), max(lats))]
+
+
+def _raster_band(info: SceneInfo, band: np.ma.MaskedArray[Any, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"data_type": info.dtype, "spatial_resolution": round(info.grid.gsd_m, 4)}
+    values = band.compressed().astype(np.float64)
+    values = values[np.isfinite(values)]
+    if values.size:
+        measures = {"minimum": values.min(), "maximum": values.max(), "mean": values.mean(), "stddev": values.std()}
+        statistics = {name: round(float(value), 4) for name, value in measures.items()}
+        fields["statistics"] = statistics | {"valid_percent": round(100 * values.size / band.size, 2)}
+    return fields
+
+
+def _thumbnail(info: SceneInfo, overview: np.ma.MaskedArray[Any, Any]) -> NDArray[np.uint8]:
+    """Draw red, green and blue, or the first band in grey; white where the scene holds no data."""
+    names = info.band_names
+    colours = [names.index(n) for n in ("red", "green", "blue")] if {"red", "green", "blue"} <= set(names) else [0] * 3
+    step = -(-max(overview.shape[1:]) // THUMBNAIL_PX)
+    pixels = overview[colours, ::step, ::step]
+    ranges = value_ranges(info, [colour + 1 for colour in colours], None)
+    low, high = np.asarray(ranges).T[:, :, None, None]
+    scaled = np.nan_to_num((pixels.filled(0) - low) / (high - low)).clip(0, 1) * 255
+    drawn: NDArray[np.uint8] = np.moveaxis(scaled, 0, -1).round().astype(np.uint8)
+    drawn[np.ma.getmaskarray(pixels).all(axis=0)] = 255
+    return drawn
+
+
+def _file_asset(path: Path, title: str, roles: list[str], fields: dict[str, Any]) -> pystac.Asset:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return pystac.Asset(
+        str(path.resolve()),
+        title,
+        media_type=MEDIA_TYPES.get(path.suffix.lower()),
+        roles=roles,
+        extra_fields={"file:size": path.stat().st_size, "file:checksum": "1220" + digest} | fields,
+    )

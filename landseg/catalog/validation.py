@@ -1,0 +1,125 @@
+"""Whether a catalog is what it says: its JSON by schemas that come with landseg, its files by size and checksum."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pystac
+from pystac.validation import JsonSchemaSTACValidator, validate_dict
+
+from landseg.catalog import UNREADABLE
+from landseg.hrefs import is_remote
+
+SCHEMAS = files("landseg.catalog") / "schemas"
+PROJJSON = "https://proj.org/schemas/v0.7/projjson.schema.json"
+SHA256_MULTIHASH = "1220"
+
+
+@dataclass
+class Validation:
+    """What was looked at, and what is wrong.
+
+    Parameters
+    ----------
+    objects, assets
+        How many catalogs, collections and items, and how many files, were checked.
+    unchecked
+        What could not be, and why, a line each.
+    faults
+        What is wrong, a line each.
+    """
+
+    objects: int = 0
+    assets: int = 0
+    unchecked: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def validate(root: pystac.Catalog) -> Validation:
+    """Check a catalog and all that it leads to: schemas, links, and the files of its assets. Nothing is fetched."""
+    found = Validation()
+    _check_catalog(root, _validator(), found)
+    return found
+
+
+def _validator() -> JsonSchemaSTACValidator:
+    """Give a validator that has all schemas at hand: pystac's of STAC itself, and the extensions' that landseg has."""
+    validator = JsonSchemaSTACValidator()
+    for entry in SCHEMAS.iterdir():
+        if named := re.fullmatch(r"(.+)-(v[\d.]+)\.json", entry.name):
+            name, version = named.groups()
+            address = f"https://stac-extensions.github.io/{name}/{version}/schema.json"
+            validator.schema_cache[PROJJSON if name == "projjson" else address] = json.loads(entry.read_text("utf-8"))
+    # What MLM 1.4 takes over from it is in 2.0 as it was, but for names of classes, which landseg always gives.
+    cache, classification = validator.schema_cache, "https://stac-extensions.github.io/classification/{}/schema.json"
+    cache[classification.format("v1.1.0")] = cache[classification.format("v2.0.0")]
+    return validator
+
+
+def _check_catalog(catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, found: Validation) -> None:
+    _check_schema(catalog, validator, found)
+    for link in catalog.get_links():
+        if link.rel in (pystac.RelType.CHILD, pystac.RelType.ITEM):
+            try:
+                linked = link.resolve_stac_object(root=catalog.get_root()).target
+            except UNREADABLE as error:
+                found.faults.append(f"{_place(catalog)}: can't read {link.href}: {f'{error}'.splitlines()[0]}")
+                continue
+            if isinstance(linked, pystac.Catalog):
+                _check_catalog(linked, validator, found)
+            elif isinstance(linked, pystac.Item):
+                _check_schema(linked, validator, found)
+                _check_assets(linked, found)
+
+
+def _check_schema(stac: pystac.STACObject, validator: JsonSchemaSTACValidator, found: Validation) -> None:
+    found.objects += 1
+    # As it is stored: what pystac read may have been brought up to date on the way.
+    stored: dict[str, Any] = pystac.StacIO.default().read_json(_place(stac))
+    at_hand = [extension for extension in stored.get("stac_extensions", []) if extension in validator.schema_cache]
+    for extension in stored.get("stac_extensions", []):
+        if extension not in at_hand:
+            found.unchecked.append(f"{_place(stac)}: landseg does not have the schema {extension}")
+    try:
+        validate_dict(stored, extensions=at_hand, validator=validator)
+    except pystac.STACValidationError as error:
+        fault = _deepest(error.source or ())
+        where = ".".join(str(part) for part in fault.absolute_path)
+        found.faults.append(f"{_place(stac)}: {where or 'the whole'}: {fault.message:.200}")
+
+
+def _deepest(faults: Sequence[Any]) -> Any:
+    """Give the fault that lies deepest: schemas are full of alternatives, and it is in the one that was meant."""
+    deepest = max(faults, key=lambda fault: len(fault.absolute_path))
+    return _deepest(deepest.context) if deepest.context else deepest
+
+
+def _check_assets(item: pystac.Item, found: Validation) -> None:
+    for key, asset in item.get_assets().items():
+        href, stated = asset.get_absolute_href() or asset.href, asset.extra_fields
+        place = f"{_place(item)}: asset {key}"
+        if is_remote(href):
+            found.unchecked.append(f"{place} is elsewhere")
+            continue
+        path = Path(href)
+        if not path.is_file():
+            found.faults.append(f"{place}: there is no {asset.href}")
+            continue
+        checksum = str(stated.get("file:checksum", ""))
+        if not checksum.startswith(SHA256_MULTIHASH):
+            found.unchecked.append(f"{place} has no SHA-256")
+            continue
+        found.assets += 1
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if checksum != SHA256_MULTIHASH + actual:
+            found.faults.append(f"{place}: {asset.href} is not the file that was added: its checksum differs")
+
+
+def _place(stac: pystac.STACObject) -> str:
+    return stac.get_self_href() or stac.id

@@ -1,0 +1,26 @@
+"""Paths and URLs of scenes and catalogs: whether one leads off this machine, and what of it may be shown."""
+
+import re
+from pathlib import PurePosixPath
+
+# User and password before the host, and the query, which is where signatures and keys of signed URLs stand.
+_URL = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*?(?=[:,.]?(?:[\s'\"]|$)))?")
+# The query of a URL whose beginning is left out, as libraries' messages have it: /search?token=…
+_QUERY = re.compile(r"(?<=\S)\?[^\s'\"=]+=[^\s'\"]*?(?=[:,.]?(?:[\s'\"]|$))")
+# GDAL's form of options for one file, headers among them: /vsicurl?header.Authorization=…
+_GDAL_OPTIONS = re.compile(r"(/vsi\w+)\?[^\s'\"]*")
+
+
+def is_remote(href: str) -> bool:
+    """Tell whether GDAL would ask a server for it, or one of its own file systems, rather than the disk."""
+    return "://" in href or href.startswith("/vsi")
+
+
+def hide_secrets(text: str) -> str:
+    """Take user names, passwords and queries out of all URLs in a text."""
+    return _QUERY.sub("", _GDAL_OPTIONS.sub(r"\1", _URL.sub(r"\1\2", text)))
+
+
+def stem(href: str) -> str:
+    """Give the name of a file without its folder, suffix and query."""
+    return PurePosixPath(hide_secrets(href)).stem

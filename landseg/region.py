@@ -1,0 +1,286 @@
+"""Many maps to one: which of them counts where they overlap, and polygons that know nothing of scene borders.
+
+The maps' rasters are laid over one grid, strip by strip, and polygons are drawn once, of the whole.
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from pyproj import Transformer
+from rasterio.crs import CRS
+from rasterio.windows import Window
+
+from landseg.errors import SceneError, UsageError
+from landseg.grid import Grid
+from landseg.legend import NODATA, Legend
+from landseg.outputs import ClassArea
+from landseg.outputs.drafts import Drafts, check_space
+from landseg.outputs.manifest import write_manifest
+from landseg.outputs.picture import draw_picture
+from landseg.outputs.raster import LabelRaster, read_labels
+from landseg.outputs.style import write_style
+from landseg.outputs.vector import companions, draw_layer
+from landseg.polygons.merge import Merging
+from landseg.scene import RasterScene, describe_scene
+
+MergeRule = Literal["newest", "least-cloudy", "most-confident"]
+
+PIXELS_AT_ONCE = 2**22
+"""In a strip."""
+
+PICTURE_PX = 1600
+"""Longest side of the map that the picture is drawn from."""
+
+LARGEST_SHARE = 50
+"""How many times as many pixels as all maps together a region may have."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A map that a region is made of.
+
+    Parameters
+    ----------
+    name
+        The map's.
+    raster
+        Labels and confidence, as a run writes them, with the manifest beside it.
+    date
+        When its scene was taken; None if that is not known.
+    cloud_cover
+        Percent of its scene; None if that is not known.
+    """
+
+    name: str
+    raster: Path
+    date: datetime | None = None
+    cloud_cover: float | None = None
+
+
+def in_order(parts: Sequence[Part], rule: MergeRule) -> list[Part]:
+    """Sort maps so that the first counts where several are valid; under ``most-confident`` where they tie.
+
+    Raises
+    ------
+    UsageError
+        If the rule asks for what is not known of a map.
+    """
+    unknown = {
+        "newest": [part.name for part in parts if part.date is None],
+        "least-cloudy": [part.name for part in parts if part.cloud_cover is None],
+    }
+    if names := unknown.get(rule):
+        what = "when it was taken" if rule == "newest" else "its cloud cover"
+        raise UsageError(
+            f"the rule '{rule}' can't place {names[0]}: {what} is not known",
+            "take scenes from a catalog that says so, or the rule 'most-confident'",
+        )
+
+    def key(part: Part) -> tuple[float, float, str]:
+        age = -part.date.timestamp() if part.date else math.inf
+        return (part.cloud_cover or 0.0) if rule == "least-cloudy" else 0.0, age, part.name
+
+    return sorted(parts, key=key)
+
+
+def region_grid(grids: Sequence[Grid]) -> Grid:
+    """Lay one grid over several.
+
+    Its CRS and pixels are those of most of them; where these are rotated it has north up.
+
+    Laws: every grid lies within it; those that share its CRS, pixels and their corners are covered pixel for pixel.
+
+    Raises
+    ------
+    UsageError
+        If most of it would be empty.
+    """
+    kinds = Counter((grid.crs.to_wkt(), *grid.transform[:2], *grid.transform[3:5]) for grid in grids)
+    (wkt, a, b, d, e), _ = kinds.most_common(1)[0]
+    first = next(
+        grid for grid in grids if (grid.crs.to_wkt(), *grid.transform[:2], *grid.transform[3:5]) == (wkt, a, b, d, e)
+    )
+    if b or d or e > 0:
+        side = math.sqrt(abs(a * e - b * d))
+        a, e = side, -side
+    crs = CRS.from_wkt(wkt)
+    boxes = [_bounds_in(grid, crs) for grid in grids]
+    left, bottom, right, top = (f(side) for f, side in zip((min, min, max, max), zip(*boxes, strict=True), strict=True))
+    # Whole pixels away from the first grid's corner; a millionth of one is rounding.
+    x, y = first.corners[0]
+    col, row = math.floor((left - x) / a + 1e-6), math.floor((top - y) / e + 1e-6)
+    cols, rows = math.ceil((right - x) / a - 1e-6) - col, math.ceil((bottom - y) / e - 1e-6) - row
+    region = Grid((rows, cols), Affine(a, 0, x + col * a, 0, e, y + row * e), crs)
+    if region.size > LARGEST_SHARE * sum(grid.size for grid in grids):
+        raise UsageError(
+            f"the scenes lie too far apart for one map: it would have {cols:,} x {rows:,} px, most of them empty",
+            "give each area a pipeline of its own, or leave out 'merge'",
+        )
+    return region
+
+
+def _bounds_in(grid: Grid, crs: CRS) -> tuple[float, float, float, float]:
+    if grid.crs == crs:
+        return grid.bounds
+    left, bottom, right, top = Transformer.from_crs(grid.crs.to_wkt(), crs.to_wkt(), always_xy=True).transform_bounds(
+        *grid.bounds
+    )
+    return left, bottom, right, top
+
+
+def merge_rows(
+    parts: Sequence[Part], grid: Grid, rule: MergeRule, strip_rows: int | None = None
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Give the region's labels and confidence, (n, cols) each, from top to bottom.
+
+    Law: they do not depend on the order of ``parts`` nor on ``strip_rows``.
+
+    Raises
+    ------
+    UsageError
+        If the rule asks for what is not known of a map.
+    SceneError
+        If a raster can't be read.
+    """
+    rows, cols = grid.shape
+    step = strip_rows or max(1, PIXELS_AT_ONCE // cols)
+    with ExitStack() as opened:
+        readers = []
+        for part in in_order(parts, rule):
+            info = describe_scene(str(part.raster))
+            reader = opened.enter_context(RasterScene(info, (1, 2), grid, resampling="nearest"))
+            readers.append((reader, _window_of(info.grid, grid)))
+        for top in range(0, rows, step):
+            strip = Window(0, top, cols, min(step, rows - top))
+            labels, confidence = np.zeros((2, strip.height, cols), np.uint8)
+            for reader, window in readers:
+                first, last = max(window.row_off, top), min(window.row_off + window.height, top + strip.height)
+                if first < last:
+                    found = reader.read(Window(window.col_off, first, window.width, last - first)).data
+                    here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
+                    _lay_over(labels[here], confidence[here], found, rule)
+            yield labels, confidence
+
+
+def _window_of(part: Grid, region: Grid) -> Window:
+    """Give the region's pixels that a map may touch."""
+    left, bottom, right, top = _bounds_in(part, region.crs)
+    rows, cols = region.shape
+    (c0, r0), (c1, r1) = ~region.transform @ (left, top), ~region.transform @ (right, bottom)
+    col, row = max(0, math.floor(c0 + 1e-6)), max(0, math.floor(r0 + 1e-6))
+    return Window(col, row, min(cols, math.ceil(c1 - 1e-6)) - col, min(rows, math.ceil(r1 - 1e-6)) - row)
+
+
+def _lay_over(
+    labels: NDArray[np.uint8],
+    confidence: NDArray[np.uint8],
+    part: NDArray[np.uint8],
+    rule: MergeRule,
+) -> None:
+    """Put a map's labels and confidence where none are yet, or where it is surer than what is there."""
+    counts = labels == NODATA
+    if rule == "most-confident":
+        counts |= part[1] > confidence
+    counts &= part[0] != NODATA
+    labels[counts], confidence[counts] = part[:, counts]
+
+
+def write_region(
+    parts: Sequence[Part],
+    rule: MergeRule,
+    *,
+    polygons: Path,
+    raster: Path,
+    manifest: Path,
+    picture: Path | None,
+    legend: Legend,
+    merging: Merging,
+    simplify_m: float,
+    versions: Mapping[str, str],
+    properties: Mapping[str, Any],
+) -> tuple[ClassArea, ...]:
+    """Merge maps and publish the region's products.
+
+    Parameters
+    ----------
+    parts, rule
+        What to merge, and how.
+    polygons, raster, manifest, picture
+        Where the products go; no picture is drawn if its place is None.
+    legend
+        Of all the maps.
+    merging, simplify_m
+        How polygons are tidied, as in a run.
+    versions, properties
+        What the manifest records beside the region itself.
+
+    Raises
+    ------
+    UsageError
+        If the maps lie too far apart, or the rule asks for what is not known of one.
+    SceneError
+        If a map can't be read, or none has a valid pixel.
+    DiskError
+        If there is too little room.
+    """
+    grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
+    check_space(polygons.parent, 3 * grid.size)
+    sidecar, style = raster.with_name(raster.name + ".aux.xml"), raster.with_suffix(".qml")
+    title = f"Land use of {polygons.stem}"
+    with Drafts(polygons) as drafts:
+        valid_pixels = 0
+        with LabelRaster(drafts.folder / "labels.tif", grid, legend) as merged:
+            for labels, confidence in merge_rows(parts, grid, rule):
+                merged.write(labels, confidence)
+                valid_pixels += int(np.count_nonzero(labels))
+        if valid_pixels == 0:
+            raise SceneError(f"the maps of {polygons.stem} hold no valid pixel")
+        merged.publish(drafts.path(raster))
+        write_style(drafts.path(style), legend)
+        areas = draw_layer(
+            drafts.path(polygons),
+            drafts.path(raster),
+            grid,
+            legend,
+            confidence_band=2,
+            merging=merging,
+            tolerance_m=simplify_m,
+        )
+        products = {"polygons": polygons, "raster": raster, "raster-classes": sidecar, "style": style}
+        if picture is not None:
+            shrunk, shrunk_grid = read_labels(drafts.path(raster), grid, PICTURE_PX)
+            draw_picture(
+                drafts.path(picture),
+                labels=shrunk,
+                imagery=None,
+                grid=shrunk_grid,
+                legend=legend,
+                areas=areas,
+                title=title,
+                source=f"{len(parts)} scenes; where they overlap, the {rule} counts",
+            )
+            products["picture"] = picture
+        write_manifest(
+            drafts.path(manifest),
+            grid=grid,
+            legend=legend,
+            areas=areas,
+            products={key: drafts.path(product) for key, product in products.items()},
+            title=title,
+            sources=[os.path.relpath(part.raster.with_suffix(".json"), manifest.parent) for part in parts],
+            versions=versions,
+            properties={**properties, "landseg:valid_pixels": valid_pixels},
+        )
+        optional = () if picture is None else (picture,)
+        drafts.publish((sidecar, style, raster, *optional, *companions(polygons), polygons, manifest))
+    return areas

@@ -1,0 +1,372 @@
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import geopandas
+import numpy as np
+import pytest
+import rasterio
+import shapely
+import yaml
+from affine import Affine
+from filelock import FileLock
+from numpy.typing import NDArray
+
+import landseg.batch
+from landseg.batch import Report, find_scenes, load_pipeline, plan_jobs, run_batch
+from landseg.catalog import open_catalog
+from landseg.catalog.search import SceneRef
+from landseg.catalog.validation import validate
+from landseg.config import PipelineConfig
+from landseg.errors import ConfigError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.run import Plan
+from tests.conftest import Landseg, SceneMaker
+
+WritePipeline = Callable[..., Path]
+
+
+@pytest.fixture
+def two_scenes(make_scene: SceneMaker, city: NDArray[np.uint8]) -> list[Path]:
+    return [make_scene(city[:, :48, :48], "a.tif"), make_scene(city[:, 48:96, :48], "b.tif")]
+
+
+@pytest.fixture
+def write_pipeline(tmp_path: Path, small_bundle: Path) -> WritePipeline:
+    """Write a pipeline of the scenes beside it."""
+
+    def write(**keys: Any) -> Path:
+        values = {"scenes": {"files": ["*.tif"]}, "out": "maps", "model": str(small_bundle), "device": "cpu"}
+        path = tmp_path / "all.yaml"
+        path.write_text(yaml.safe_dump(values | keys))
+        return path
+
+    return write
+
+
+def run(path: Path, **given: Any) -> Report:
+    return run_batch(load_pipeline(path, {}), path.stem, **given)
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {entry.name: f"{entry.status}: {entry.why}" for entry in report.entries}
+
+
+def test_a_second_batch_has_nothing_to_do(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    path = write_pipeline()
+    assert statuses(run(path)) == {"a": "mapped: new", "b": "mapped: new"}
+    before = (tmp_path / "maps/a.gpkg").stat()
+    assert statuses(run(path)) == {"a": "current: nothing changed", "b": "current: nothing changed"}
+    assert (tmp_path / "maps/a.gpkg").stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_what_changed_is_mapped_again_and_the_reason_is_given(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    run(write_pipeline())
+    os.utime(two_scenes[0], ns=(0, 0))
+    (tmp_path / "maps/b.tif.aux.xml").unlink()
+    assert statuses(run(write_pipeline(), dry_run=True)) == {
+        "a": "due: the scene changed",
+        "b": "due: b.tif.aux.xml is missing",
+    }
+    changed = write_pipeline(overlap=0.5, batch=2)
+    assert statuses(run(changed))["b"] == "mapped: options changed: overlap"
+    (tmp_path / "maps/a.gpkg").write_bytes(b"cut off")
+    (tmp_path / "maps/b.json").write_text("{}")
+    assert statuses(run(changed, dry_run=True)) == {
+        "a": "due: a.gpkg is not as it was written",
+        "b": "due: b.json is not what this version writes",
+    }
+
+
+def test_another_model_is_a_reason(
+    two_scenes: list[Path], write_pipeline: WritePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pipeline()
+    run(path)
+    build_plan = landseg.batch.build_plan
+
+    def with_other_weights(*given: Any) -> Plan:
+        plan = build_plan(*given)
+        object.__setattr__(plan.bundle, "sha256", "0" * 64)
+        return plan
+
+    monkeypatch.setattr(landseg.batch, "build_plan", with_other_weights)
+    assert statuses(run(path, dry_run=True))["a"] == "due: the model changed"
+
+
+def test_a_dry_run_writes_nothing(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
+    path = write_pipeline()
+    before = sorted(tmp_path.iterdir())
+    assert statuses(run(path, dry_run=True)) == {"a": "due: new", "b": "due: new"}
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_it_goes_on_past_failures(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_scenes[0].write_bytes(b"no raster")
+    report = run(write_pipeline())
+    assert [entry.status for entry in report.entries] == ["failed", "mapped"]
+    assert "can't read" in report.entries[0].why
+    written = json.loads((tmp_path / "maps/run.json").read_text())
+    assert written["counts"] == {"failed": 1, "mapped": 1}
+    assert [entry["name"] for entry in written["entries"]] == ["a", "b"]
+
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(landseg.batch, "build_plan", fault)
+    assert statuses(run(write_pipeline()))["b"] == "failed: internal error: ZeroDivisionError: oh"
+
+
+def test_what_can_t_be_reached_comes_again_after_the_others(
+    two_scenes: list[Path], write_pipeline: WritePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, order, slept = "https://maps.invalid/far.tif?token=secret", [], []
+    build_plan = landseg.batch.build_plan
+
+    def slow(scene: str, *given: Any) -> Plan:
+        order.append(Path(scene).name)
+        if scene == url and order.count(Path(url).name) < 3:
+            raise SceneError(f"can't read {url} as a raster", "timed out")
+        return build_plan(str(two_scenes[0]) if scene == url else scene, *given)
+
+    monkeypatch.setattr(landseg.batch, "build_plan", slow)
+    path = write_pipeline(scenes={"files": [url, "a.tif", "b.tif"]}, wait_s=10)
+    report = run(path, sleep=slept.append)
+    assert order == ["far.tif?token=secret", "a.tif", "b.tif", "far.tif?token=secret", "far.tif?token=secret"]
+    assert slept == [10, 20]
+    assert [(entry.status, entry.attempts) for entry in report.entries] == [("mapped", 3), ("mapped", 1), ("mapped", 1)]
+    assert "secret" not in json.dumps(report.to_dict())
+    order.clear()
+    monkeypatch.setattr(landseg.batch, "why_due", lambda _: None)
+    report = run(write_pipeline(scenes={"files": [url]}, attempts=2), sleep=slept.append)
+    assert [(entry.status, entry.attempts, entry.unreachable) for entry in report.entries] == [("failed", 2, True)]
+
+
+def test_two_batches_do_not_share_a_folder(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "maps").mkdir()
+    with FileLock(tmp_path / "maps/.landseg-batch.lock"), pytest.raises(ResourceError, match="another batch"):
+        run(write_pipeline())
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, RunInterruptedError("stopped")])
+def test_an_interruption_is_reported(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: Any
+) -> None:
+    execute = landseg.batch.execute
+
+    def interrupted(plan: Plan, *given: Any) -> Any:
+        if plan.outputs.polygons.stem == "b":
+            raise stop
+        return execute(plan, *given)
+
+    monkeypatch.setattr(landseg.batch, "execute", interrupted)
+    with pytest.raises(RunInterruptedError, match="1 of 2 scenes"):
+        run(write_pipeline())
+    written = json.loads((tmp_path / "maps/run.json").read_text())
+    assert not written["finished"]
+    assert [entry["status"] for entry in written["entries"]] == ["mapped", "due"]
+
+
+def test_maps_are_added_to_a_catalog(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
+    path = write_pipeline(name="set/{scene}", catalog="maps/catalog.json")
+    for _ in range(2):
+        run(path)
+        root = open_catalog(str(tmp_path / "maps/catalog.json"))
+        items = {item.id: item for item in root.get_items(recursive=True)}
+        assert items.keys() == {"set-a", "set-b"}
+        assert items["set-a"].assets["raster"].get_absolute_href() == str(tmp_path / "maps/set/a.tif")
+        assert validate(root).faults == []
+        (tmp_path / "maps/maps/set-a/set-a.json").unlink()
+
+
+def test_a_region_is_made_of_what_is_there(
+    make_scene: SceneMaker, city: NDArray[np.uint8], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    for name, col in (("west", 0), ("middle", 35), ("east", 70)):
+        corner = Affine(1, 0, 339000 + col, 0, -1, 2784000)
+        make_scene(city[:, :60, col : col + 60], f"{name}.tif", transform=corner)
+    intact = (tmp_path / "middle.tif").read_bytes()
+    (tmp_path / "middle.tif").write_bytes(b"no raster")
+    path = write_pipeline(merge={"name": "all"}, min_area="20m2")
+    assert statuses(run(path))["all"] == "mapped: new; without middle"
+    assert statuses(run(path))["all"] == "current: nothing changed"
+    (tmp_path / "middle.tif").write_bytes(intact)
+    assert statuses(run(path, dry_run=True))["all"] == "due: its scenes change"
+    assert statuses(run(path))["all"] == "mapped: its scenes changed"
+
+    layer = geopandas.read_file(tmp_path / "maps/all.gpkg", layer="landuse")
+    assert layer.geometry.area.sum() == 60 * 130
+    assert shapely.coverage_is_valid(layer.geometry.to_numpy())
+    manifest = json.loads((tmp_path / "maps/all.json").read_text())
+    assert [part["map"] for part in manifest["properties"]["landseg:merge"]["parts"]] == ["east", "middle", "west"]
+    made_from = [link["href"] for link in manifest["links"] if link["rel"] == "derived_from"]
+    assert made_from == ["east.json", "middle.json", "west.json"]
+    with rasterio.open(tmp_path / "maps/all.tif") as whole, rasterio.open(tmp_path / "maps/west.tif") as west:
+        assert (whole.read()[:, :, :35] == west.read()[:, :, :35]).all()
+    (tmp_path / "middle.tif").write_bytes(b"no raster")
+    damaged = statuses(run(path))
+    assert damaged["middle"].startswith("failed")
+    assert damaged["all"] == "current: nothing changed"
+    changed = write_pipeline(merge={"name": "all"}, min_area="0")
+    assert statuses(run(changed, dry_run=True))["west"] == "due: options changed: min_area"
+
+
+def test_a_region_that_can_t_be_merged_is_refused_first(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="when it was taken is not known"):
+        run(write_pipeline(merge={"rule": "newest"}))
+    with pytest.raises(UsageError, match="merged one's name"):
+        run(write_pipeline(merge={"name": "a"}))
+    assert not (tmp_path / "maps").exists()
+
+
+def test_a_region_of_nothing_fails(two_scenes: list[Path], write_pipeline: WritePipeline) -> None:
+    for scene in two_scenes:
+        scene.write_bytes(b"no raster")
+    assert statuses(run(write_pipeline(merge={})))["region"] == "failed: none of its scenes has a map"
+
+
+def pipeline(**keys: Any) -> PipelineConfig:
+    return PipelineConfig.model_validate({"scenes": {"files": ["*.tif"]}, "out": "maps"} | keys)
+
+
+def test_names_follow_the_template() -> None:
+    march = SceneRef("S2A/31", "s3://b/31.tif", datetime(2026, 3, 4, tzinfo=UTC), 3.0, "sentinel")
+    (job,) = plan_jobs(pipeline(name="{date}/{collection}_{scene}", format=".fgb"), [march])
+    assert job.out == Path("maps/2026-03-04/sentinel_S2A-31.fgb")
+    (job,) = plan_jobs(pipeline(name="{scene}-{model}"), [SceneRef("a.b", "a.b.tif")])
+    assert job.out == Path("maps/a.b-pspnet-r18-dubai.gpkg")
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"name": "same"}, "both be mapped"),
+        ({"name": "../{scene}"}, "called '../a'"),
+        ({"name": "{collection}"}, "called ''"),
+        ({"name": "run"}, "called 'run'"),
+        ({"name": "catalog", "catalog": "maps/catalog.json"}, "called 'catalog'"),
+        ({"merge": {"name": "run"}}, "called 'run'"),
+        ({"format": "gpkg"}, "known format"),
+    ],
+)
+def test_names_that_will_not_do(keys: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        plan_jobs(pipeline(**keys), [SceneRef("a", "a.tif"), SceneRef("b", "b.tif")])
+
+
+def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("c.tif", "maps/c.tif", "sub/[d].tif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files = (f"{tmp_path}/**/*.tif", f"{tmp_path}/sub/[d].tif", "https://x.org/e.tif?v=*")
+    found = find_scenes(pipeline(scenes={"files": files[:1]}, out=tmp_path / "maps"))
+    assert [scene.name for scene in found] == ["c", "[d]"]
+    found = find_scenes(pipeline(scenes={"files": [*files[1:], files[1], f"{tmp_path}/*.jp2"]}))
+    assert f"no file matches {tmp_path}/*.jp2" in caplog.text
+    assert [(scene.name, scene.href) for scene in found] == [("[d]", files[1]), ("e", files[2])]
+    with pytest.raises(UsageError, match="no scene"):
+        find_scenes(pipeline(scenes={"files": [f"{tmp_path}/*.jp2"]}))
+
+
+def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("scenes: {files: [a.tif, https://x.org/b.tif], catalog: {url: ../catalog.json}}\nout: maps\n")
+    config = load_pipeline(path, {})
+    assert config.out == tmp_path / "maps"
+    assert config.scenes.files == (f"{tmp_path}/a.tif", "https://x.org/b.tif")
+    assert config.scenes.catalog is not None
+    assert config.scenes.catalog.url == f"{tmp_path}/../catalog.json"
+    assert config.model == "pspnet-r18-dubai"
+
+
+def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) -> None:
+    environment = {
+        "LANDSEG_OUT": "elsewhere",
+        "LANDSEG_MIN_AREA": "1ha",
+        "LANDSEG_BANDS": "[3, 2, 1]",
+        "LANDSEG_PICTURE": "true",
+        "LANDSEG_NAME": "{date}_{scene}",
+        "LANDSEG_MODEL": "",
+        "LANDSEG_WEBHOOK": "https://hooks.invalid/secret",
+        "LANDSEG_SERVICE_HOST": "not ours",
+    }
+    config = load_pipeline(write_pipeline(overlap=0.5), environment)
+    assert (config.out, config.min_area, config.bands, config.overlap) == (Path("elsewhere"), 1e4, (3, 2, 1), 0.5)
+    assert config.picture
+    assert config.name == "{date}_{scene}"
+    assert Path(config.model).name == "small"
+    assert "secret" not in f"{config} {config.model_dump_json()}"
+    with pytest.raises(ConfigError, match="LANDSEG_OVERLAP is 2"):
+        load_pipeline(write_pipeline(), {"LANDSEG_OVERLAP": "2"})
+    with pytest.raises(ConfigError, match="LANDSEG_BANDS is '\\[3': not YAML"):
+        load_pipeline(write_pipeline(), {"LANDSEG_BANDS": "[3"})
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("out: maps", "'scenes' is missing"),
+        ("out: maps\nscenes: {}", "name what to map"),
+        ("out: maps\nscenes: {files: [a.tif]}\nname: '{city}'", "no {city}; known are {scene}"),
+        ("out: maps\nscenes: {files: [a.tif]}\nname: '{scene'", "name"),
+        ("out: maps\nscenes: {files: [a.tif]}\noverwrite: true", "unknown key 'overwrite'"),
+        ("out: maps\nscenes: {catalog: {url: c, dates: May}}", "is no interval"),
+    ],
+)
+def test_pipelines_that_make_no_sense(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=says):
+        find_scenes(load_pipeline(path, {}))
+
+
+def test_the_table_and_the_exit_code(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    two_scenes[1].write_bytes(b"no raster")
+    outcome = landseg("batch", write_pipeline(), "--quiet")
+    assert outcome.code == 5
+    rows = [line.split() for line in outcome.out.splitlines()]
+    assert rows[0] == ["map", "status", "time", "why"]
+    assert "mapping" not in outcome.err
+    assert [row[:2] for row in rows[1:3]] == [["a", "mapped"], ["b", "failed"]]
+    assert "1 of 2 maps failed" in outcome.err
+    two_scenes[1].unlink()
+    outcome = landseg("batch", write_pipeline(), "--json", "--quiet")
+    assert outcome.code == 0
+    assert json.loads(outcome.out)["counts"] == {"current": 1}
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/hooks/T0P5ECRET", "hooks/T0P5ECRET"])
+def test_a_webhook_that_does_not_answer_is_a_warning(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, url: str
+) -> None:
+    outcome = landseg("batch", write_pipeline(webhook=url), "--quiet")
+    assert outcome.code == 0
+    assert "the webhook could not be reached" in outcome.err
+    assert "T0P5ECRET" not in outcome.err + outcome.out
+
+
+def test_json_lines(landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline) -> None:
+    two_scenes[1].write_bytes(b"no raster")
+    outcome = landseg("batch", write_pipeline(), "--log-json")
+    lines = [json.loads(line) for line in outcome.err.splitlines()]
+    assert all({"time", "level", "message"} <= line.keys() for line in lines)
+    assert [line["event"] for line in lines if "event" in line] == ["start", "scene", "scene", "finished"]
+    assert [(line["name"], line["status"], line["level"]) for line in lines if line.get("event") == "scene"] == [
+        ("a", "mapped", "info"),
+        ("b", "failed", "warning"),
+    ]
+    assert lines[-1]["level"] == "error"

@@ -1,0 +1,241 @@
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pystac
+import pytest
+from matplotlib.image import imread
+from numpy.typing import NDArray
+from rasterio.enums import ColorInterp
+
+from landseg.catalog import add_item, open_catalog
+from landseg.catalog.items import Description, scene_item
+from landseg.catalog.search import search
+from landseg.catalog.validation import validate
+from landseg.model.bundle import SHIPPED
+from tests.conftest import DEMO_LABELS, DEMO_SCENE, ROOT, Landseg, SceneMaker
+
+DAY = Description("2026-03-04")
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Path:
+    return tmp_path / "catalog/catalog.json"
+
+
+def test_an_item_says_what_the_file_holds(make_scene: SceneMaker, city: NDArray[np.uint8]) -> None:
+    data = city.copy()
+    data[:, :30] = 0
+    path = make_scene(data, nodata=0)
+    item, thumbnail = scene_item("city", path, Description("2026-03-04", "A city", "CC0-1.0", 12.5))
+    assert item.bbox is not None
+    assert item.bbox[:2] == pytest.approx([55.4025, 25.1623], abs=1e-3)
+    properties = item.properties
+    assert (properties["proj:code"], properties["proj:shape"]) == ("EPSG:32640", [120, 150])
+    assert (properties["title"], properties["license"], properties["eo:cloud_cover"]) == ("A city", "CC0-1.0", 12.5)
+    assert item.datetime is not None
+    assert item.datetime.isoformat() == "2026-03-04T00:00:00+00:00"
+    image = item.assets["image"].extra_fields
+    assert [band["common_name"] for band in image["eo:bands"]] == ["red", "green", "blue"]
+    for band, values in zip(image["raster:bands"], data[:, 30:], strict=True):
+        valid = values[values > 0]
+        assert band["statistics"]["mean"] == pytest.approx(valid.mean(), abs=0.01)
+        assert band["statistics"]["valid_percent"] == pytest.approx(100 * valid.size / (120 * 150), abs=0.01)
+    assert thumbnail.shape == (120, 150, 3)
+    assert (thumbnail[:30] == 255).all()
+    assert (thumbnail[31:] == np.moveaxis(data, 0, -1)[31:])[np.moveaxis(data, 0, -1)[31:] > 0].all()
+
+
+def test_a_single_band_is_drawn_in_grey(make_scene: SceneMaker) -> None:
+    ramp = np.linspace(0, 4000, 600 * 300, dtype=np.uint16).reshape(1, 600, 300)
+    item, thumbnail = scene_item("dem", make_scene(ramp, colours=(ColorInterp.gray,)), DAY)
+    assert thumbnail.shape == (200, 100, 3)
+    assert (thumbnail.min(), thumbnail.max()) == (0, 255)
+    assert (np.ptp(thumbnail, axis=-1) == 0).all()
+    assert item.assets["image"].extra_fields["bands"] == [{"name": "band 1"}]
+
+
+def test_scenes_maps_and_models_are_added_and_found_again(
+    landseg: Landseg, make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path, catalog: Path
+) -> None:
+    scene = make_scene(city[:, :48, :48])
+    options = ("--catalog", catalog)
+    added = landseg("catalog", "add", scene, *options, "--date", "2026-03-04", "--id", "city", "--cloud-cover", 3)
+    assert added.code == 0, added.err
+    assert added.out.strip() == str(catalog.parent / "scenes/city/city.json")
+    landseg("run", scene, "--out", tmp_path / "map.gpkg", "--model", small_bundle, "--quiet")
+    landseg("catalog", "add", tmp_path / "map.json", *options)
+    landseg("catalog", "add", small_bundle, *options)
+
+    items = {item.id: item for item in open_catalog(str(catalog)).get_items(recursive=True)}
+    assert {name: item.collection_id for name, item in items.items()} == {
+        "city": "scenes",
+        "map": "maps",
+        "small": "models",
+    }
+    assert items["map"].assets["polygons"].get_absolute_href() == str(tmp_path / "map.gpkg")
+    assert imread(catalog.parent / "scenes/city/thumbnail.png").shape[:2] == (48, 48)
+    checked = landseg("catalog", "validate", *options)
+    assert (checked.code, checked.err) == (0, "")
+    assert "7 objects and 6 files checked, 0 faults" in checked.out
+    (found,) = search(str(catalog), collections=["scenes"])
+    assert (found.href, found.cloud_cover) == (str(scene), 3.0)
+
+    listed = landseg("catalog", "list", *options).out
+    assert [line.split()[:3] for line in listed.splitlines()[1:2]] == [["scenes", "city", "2026-03-04"]]
+    assert len(json.loads(landseg("catalog", "list", *options, "--json").out)) == 3
+    shown = landseg("catalog", "show", "city", *options).out
+    for text in ("48 x 48 px", "EPSG:32640", "red, green, blue", "2026-03-04", "3 %"):
+        assert text in shown
+    assert json.loads(landseg("catalog", "show", "map", *options, "--json").out)["id"] == "map"
+    assert landseg("catalog", "show", "no", *options).code == 3
+
+
+@pytest.mark.parametrize("content", ["[1]", "no JSON", "{}", '{"type": "Feature", "id": 3}'])
+def test_what_is_no_stac_is_refused(landseg: Landseg, tmp_path: Path, catalog: Path, content: str) -> None:
+    path = tmp_path / "some.json"
+    path.write_text(content)
+    for arguments in (
+        ("list", "--catalog", path),
+        ("validate", "--catalog", path),
+        ("add", path, "--catalog", catalog),
+    ):
+        outcome = landseg("catalog", *arguments)
+        assert outcome.code == 3, arguments
+        assert len(outcome.err.splitlines()) <= 2
+    assert not catalog.exists()
+
+
+def test_adding_again_replaces_and_widens(make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path) -> None:
+    path = make_scene(city)
+    for date in ("2026-03-04", "2026-05-01/2026-05-03", "2026-01-01"):
+        add_item(catalog, scene_item("city", path, Description(date))[0], "scenes")
+    (collection,) = open_catalog(str(catalog)).get_collections()
+    assert [item.datetime and f"{item.datetime:%Y-%m-%d}" for item in collection.get_items()] == ["2026-01-01"]
+    (interval,) = collection.extent.temporal.intervals
+    assert [f"{time:%Y-%m-%d}" for time in interval if time] == ["2026-01-01", "2026-05-03"]
+    assert validate(open_catalog(str(catalog))).faults == []
+
+
+def test_a_catalog_can_be_moved_with_its_files(make_scene: SceneMaker, city: NDArray[np.uint8], tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    add_item(tmp_path / "here/catalog.json", scene_item("city", make_scene(city, "here/c.tif"), DAY)[0], "scenes")
+    assert str(tmp_path) not in "".join(path.read_text() for path in tmp_path.rglob("*.json"))
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    found = validate(open_catalog(str(tmp_path / "there/catalog.json")))
+    assert (found.assets, found.faults) == (1, [])
+
+
+def damage_file(item: Path, content: dict[str, Any]) -> None:
+    (item.parent / content["assets"]["image"]["href"]).resolve().write_bytes(b"other")
+
+
+def remove_file(item: Path, content: dict[str, Any]) -> None:
+    (item.parent / content["assets"]["image"]["href"]).resolve().unlink()
+
+
+def break_core(item: Path, content: dict[str, Any]) -> None:
+    del content["geometry"]
+
+
+def break_extension(item: Path, content: dict[str, Any]) -> None:
+    content["properties"]["proj:shape"] = ["many", 3]
+
+
+def break_statistics(item: Path, content: dict[str, Any]) -> None:
+    content["assets"]["image"]["raster:bands"][0]["data_type"] = "colour"
+
+
+def remove_item(item: Path, content: dict[str, Any]) -> None:
+    content.clear()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (damage_file, "checksum differs"),
+        (remove_file, "there is no"),
+        (break_core, "geometry"),
+        (break_extension, "proj:shape"),
+        (break_statistics, "raster:bands"),
+        (remove_item, "can't read"),
+    ],
+)
+def test_faults_are_found(
+    landseg: Landseg, make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path, change: Any, says: str
+) -> None:
+    path = add_item(catalog, scene_item("city", make_scene(city), DAY)[0], "scenes")
+    content = json.loads(path.read_text())
+    change(path, content)
+    path.write_text(json.dumps(content))
+    outcome = landseg("catalog", "validate", "--catalog", catalog)
+    assert outcome.code == 3
+    assert says in outcome.out
+    assert "0 faults" not in outcome.out
+
+
+def test_what_can_t_be_checked_is_said(make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path) -> None:
+    item = scene_item("city", make_scene(city), DAY)[0]
+    item.stac_extensions.append("https://x.org/v1/schema.json")
+    item.add_asset("far", pystac.Asset("https://x.org/a.tif"))
+    del item.assets["image"].extra_fields["file:checksum"]
+    add_item(catalog, item, "scenes")
+    found = validate(open_catalog(str(catalog)))
+    assert found.faults == []
+    assert [line.rpartition(": ")[2].split()[-1] for line in found.unchecked] == [
+        "https://x.org/v1/schema.json", "SHA-256", "elsewhere",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ((), "--date 2026-03-04"),
+        (("--date", "soon"), "is no interval"),
+        (("--date", "2026-01-01/.."), "open end"),
+        (("--date", "2026-01-01", "--labels", "l.tif"), "go together"),
+        (("--date", "2026-01-01", "--labels", "l.tif", "--label-values", "building"), "0=building"),
+    ],
+)
+def test_scenes_that_are_not_described(
+    landseg: Landseg,
+    make_scene: SceneMaker,
+    city: NDArray[np.uint8],
+    catalog: Path,
+    options: tuple[str, ...],
+    says: str,
+) -> None:
+    outcome = landseg("catalog", "add", make_scene(city), "--catalog", catalog, *options)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert not catalog.parent.exists()
+
+
+def test_labels_of_a_scene(landseg: Landseg, catalog: Path) -> None:
+    values = ("--labels", DEMO_LABELS, "--label-values", "0=building, 1=bare land")
+    landseg("catalog", "add", DEMO_SCENE, "--catalog", catalog, "--date", "2013-11-21/2020-12-31", *values)
+    (item,) = open_catalog(str(catalog)).get_items(recursive=True)
+    (band,) = item.assets["labels"].extra_fields["bands"]
+    assert band["classification:classes"] == [{"value": 0, "name": "building"}, {"value": 1, "name": "bare land"}]
+    assert validate(open_catalog(str(catalog))).faults == []
+
+
+def test_the_shipped_catalog_is_valid_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found = validate(open_catalog(str(ROOT / "data_catalog/catalog.json")))
+    assert (found.faults, found.unchecked) == ([], [])
+    assert found.objects == 1 + 3 + 3
+
+
+def test_the_catalog_s_model_is_the_shipped_one() -> None:
+    for folder in SHIPPED.iterdir():
+        card = json.loads((folder / "model.json").read_text())
+        item = json.loads((ROOT / f"data_catalog/models/{folder.name}/{folder.name}.json").read_text())
+        assert item["properties"] == card["properties"]
+        assert item["assets"]["weights"]["file:checksum"] == card["assets"]["weights"]["file:checksum"]

@@ -1,0 +1,37 @@
+import pytest
+
+from landseg.errors import SceneError
+from landseg.hrefs import hide_secrets, is_remote, stem
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:pass@x.org/a.tif", "https://x.org/a.tif"),
+        ("can't read https://x.org/a.tif?sig=1&k=2: the file", "can't read https://x.org/a.tif: the file"),
+        ("'https://x.org/a.tif?k=1', '/vsicurl/http://y/b?c'", "'https://x.org/a.tif', '/vsicurl/http://y/b'"),
+        ("/vsicurl?header.Authorization=Bearer%20x&url=y", "/vsicurl"),
+        ("https://x.org/a@2x.tif is new? yes", "https://x.org/a@2x.tif is new? yes"),
+        ("no answer from x.org: /search?token=1&k=2 (refused)", "no answer from x.org: /search (refused)"),
+        ("a.tif, s3://bucket/b.tif", "a.tif, s3://bucket/b.tif"),
+    ],
+)
+def test_secrets_of_urls_are_hidden(text: str, shown: str) -> None:
+    assert hide_secrets(text) == shown
+    assert hide_secrets(shown) == shown
+
+
+def test_errors_show_no_secrets() -> None:
+    error = SceneError("no https://x.org/a.tif?sig=1", "ask https://me:pass@x.org")
+    assert (str(error), error.hint) == ("no https://x.org/a.tif\n  ask https://x.org", "ask https://x.org")
+
+
+def test_names_of_files() -> None:
+    assert stem("https://x.org/maps/a.b.tif?sig=1.2/3") == "a.b"
+    assert stem("imagery/city.tif") == "city"
+
+
+def test_what_leads_off_the_machine() -> None:
+    assert is_remote("s3://bucket/a.tif")
+    assert is_remote("/vsicurl/https://x.org/a.tif")
+    assert not is_remote("/data/a.tif")
