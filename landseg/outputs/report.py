@@ -201,7 +201,7 @@ def find_imagery(content: MapFile, scene: str | None) -> Imagery | None:
     """
     recorded = content.manifest.get("landseg:scene")
     if recorded is None:
-        log.warning("no manifest is beside %s: the page will have no imagery", content.path)
+        log.warning("no manifest of a single run is beside %s: the page will have no imagery", content.path)
         return None
     try:
         info = describe_scene(scene or recorded["href"], content.manifest["landseg:config"]["assume_crs"])
@@ -266,7 +266,7 @@ def provenance(content: MapFile) -> list[tuple[str, str]]:
     """Say how a map was made, as terms and texts."""
     grid, manifest = content.grid, content.manifest
     if not manifest:
-        return [("Map", str(content.path.name)), ("Manifest", "none beside the map")]
+        return [("Map", str(content.path.name)), ("Manifest", "none of a single run beside the map")]
     scene, model = manifest["landseg:scene"], manifest["landseg:model"]
     held_out = model["held_out"]
     accuracy = f"mean IoU {held_out['miou']:.2f} on {held_out['data']}" if held_out else "not measured"

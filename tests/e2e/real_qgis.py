@@ -34,9 +34,12 @@ def in_qgis(home: Path, program: Path, *arguments: object, **variables: str) -> 
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=home, env=environment)
 
 
-def look(home: Path, *sources: object) -> dict[str, Any]:
-    """Open layers and projects; tell what QGIS sees by file name, and draw each into ``<home>/<file name>.png``."""
-    done = in_qgis(home, PYTHON, SESSION, home, *sources)
+def look(home: Path, *sources: object, check: object = "") -> dict[str, Any]:
+    """Open layers and projects; tell what QGIS sees by file name, and draw each into ``<home>/<file name>.png``.
+
+    ``check`` is the one among the sources whose geometries are to be checked too.
+    """
+    done = in_qgis(home, PYTHON, SESSION, home, check, *sources)
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout)
     return answers

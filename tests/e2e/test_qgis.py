@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(demo: tuple[OutputPaths, str], folder: Path) -> dict[str, Any]:
     outputs = demo[0]
     table = f"{outputs.polygons}|layername=class_areas"
-    return look(folder, outputs.raster, outputs.polygons, table, outputs.project)
+    return look(folder, outputs.raster, outputs.polygons, table, outputs.project, check=outputs.polygons)
 
 
 def classes_of(legend: Legend) -> list[list[Any]]:

@@ -73,7 +73,7 @@ def test_a_page_tells_what_the_geopackage_holds(geopackage: Path) -> None:
     ]
     assert report["unsure"]["share"] == pytest.approx(0.08)
     assert [(p["index"], p["place"], p["area_m2"]) for p in report["unsure"]["largest"]] == [(1, 1, 8)]
-    assert report["provenance"] == [["Map", "map.gpkg"], ["Manifest", "none beside the map"]]
+    assert report["provenance"] == [["Map", "map.gpkg"], ["Manifest", "none of a single run beside the map"]]
     assert report["imagery"] is None
 
 
