@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 
 from processing.core.ProcessingConfig import ProcessingConfig
 from qgis.core import QgsProcessingException
@@ -25,6 +26,9 @@ FOLLOWING = {"writing the raster": 90, "drawing polygons": 92, "writing the outp
 
 POLL_S = 0.2
 """How soon a click on Cancel is seen."""
+
+PATIENCE_S = 5
+"""Seconds that landseg has to finish the strip at hand, when it is cancelled; then that strip is given up."""
 
 
 def run_landseg(arguments, feedback):
@@ -58,10 +62,8 @@ def run_landseg(arguments, feedback):
             creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
         ) as process:
             said = _follow(process, feedback)
-        if feedback.isCanceled():
-            raise QgsProcessingException("landseg was cancelled; nothing was written")
         if process.returncode != 0:
-            raise QgsProcessingException("\n".join(said[-3:]) or f"landseg ended with code {process.returncode}")
+            raise QgsProcessingException(_last_words(said) or f"landseg ended with code {process.returncode}")
         out.seek(0)
         return out.read()
 
@@ -82,10 +84,9 @@ def _follow(process, feedback):
     lines = queue.Queue()
     reader = threading.Thread(target=lambda: [lines.put(line.rstrip()) for line in process.stderr], daemon=True)
     reader.start()
-    said = []
+    said, wishes = [], _wishes_to_stop()
     while reader.is_alive() or not lines.empty():
-        if feedback.isCanceled():
-            # landseg takes its drafts away when it is asked to end.
+        if feedback.isCanceled() and next(wishes):
             process.terminate()
         try:
             line = lines.get(timeout=POLL_S)
@@ -97,6 +98,26 @@ def _follow(process, feedback):
         if progress is not None:
             feedback.setProgress(progress)
     return said
+
+
+def _wishes_to_stop():
+    """Say whether it is time to ask landseg to stop: at once, and once more when `PATIENCE_S` are over.
+
+    Asked once it stops when a strip is done, asked twice where it is. A third time would disturb its tidying up.
+    """
+    begin = time.monotonic()
+    yield True
+    while time.monotonic() - begin < PATIENCE_S:
+        yield False
+    yield True
+    while True:
+        yield False
+
+
+def _last_words(said):
+    """Give what landseg said last: an error and what to do about it."""
+    begins = [index for index, line in enumerate(said) if line.startswith("landseg: ")]
+    return "\n".join(said[begins[-1] if begins else 0 :])
 
 
 def _progress(line):

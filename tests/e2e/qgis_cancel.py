@@ -2,8 +2,9 @@
 
 import sys
 
-from landseg.command import run_landseg
 from qgis.core import QgsApplication, QgsProcessingException, QgsProcessingFeedback
+
+from landseg import command
 
 
 class Impatient(QgsProcessingFeedback):
@@ -12,9 +13,11 @@ class Impatient(QgsProcessingFeedback):
             self.cancel()
 
 
+# The demo is a single strip, which a quick machine has done before patience ends.
+command.PATIENCE_S = 0
 application = QgsApplication([], False)
 application.initQgis()
 try:
-    run_landseg(["run", sys.argv[1], "--out", sys.argv[2]], Impatient())
+    command.run_landseg(["run", sys.argv[1], "--out", sys.argv[2]], Impatient())
 except QgsProcessingException as error:
     print(error)

@@ -145,7 +145,7 @@ def test_the_command_s_place_can_be_a_setting(home: Path, command_folder: Path, 
     assert "there is no model 'none'" in found.stdout + found.stderr
 
 
-def test_cancelling_ends_the_command_and_leaves_nothing(home: Path, command_folder: Path) -> None:
+def test_cancelling_ends_the_command_in_order(home: Path, command_folder: Path) -> None:
     folder = home / "cancelled"
     folder.mkdir()
     script = Path(__file__).with_name("qgis_cancel.py")
@@ -154,5 +154,6 @@ def test_cancelling_ends_the_command_and_leaves_nothing(home: Path, command_fold
 
     done = in_qgis(home, PYTHON, script, DEMO_SCENE, folder / "map.gpkg", PATH=path, PYTHONPATH=modules)
 
-    assert done.stdout.strip() == "landseg was cancelled; nothing was written", done.stderr
-    assert list(folder.iterdir()) == []
+    assert done.stdout.startswith("landseg: stopped; nothing was written"), done.stderr
+    # The work folder stays: the same run goes on from there.
+    assert {path.name for path in folder.iterdir()} <= {"map.gpkg.landseg"}
