@@ -89,7 +89,7 @@ def _local_client(workers: int) -> Generator[Client, None, None]:
         threads = max(1, cores() // workers)
         with (
             LocalCluster(
-                n_workers=workers, threads_per_worker=threads, memory_limit=0, dashboard_address=None
+                n_workers=workers, threads_per_worker=threads, memory_limit=0, dashboard_address="127.0.0.1:0"
             ) as cluster,
             Client(cluster) as client,
         ):

@@ -96,7 +96,7 @@ def in_order(parts: Sequence[Part], rule: MergeRule) -> list[Part]:
 def region_grid(grids: Sequence[Grid]) -> Grid:
     """Lay one grid over several.
 
-    Its CRS and pixels are those of most of them; where these are rotated it has north up.
+    Its CRS and pixels are those of most of them; where these are rotated or mirrored it has north up.
 
     Laws: every grid lies within it; those that share its CRS, pixels and their corners are covered pixel for pixel.
 
@@ -105,28 +105,31 @@ def region_grid(grids: Sequence[Grid]) -> Grid:
     UsageError
         If most of it would be empty.
     """
-    kinds = Counter((grid.crs.to_wkt(), *grid.transform[:2], *grid.transform[3:5]) for grid in grids)
-    (wkt, a, b, d, e), _ = kinds.most_common(1)[0]
-    first = next(
-        grid for grid in grids if (grid.crs.to_wkt(), *grid.transform[:2], *grid.transform[3:5]) == (wkt, a, b, d, e)
-    )
-    if b or d or e > 0:
+    kinds = Counter(_kind(grid) for grid in grids)
+    first = next(grid for grid in grids if _kind(grid) == kinds.most_common(1)[0][0])
+    a, b, _, d, e, _ = first.transform[:6]
+    if b or d or a < 0 or e > 0:
         side = math.sqrt(abs(a * e - b * d))
         a, e = side, -side
-    crs = CRS.from_wkt(wkt)
-    boxes = [_bounds_in(grid, crs) for grid in grids]
+    boxes = [_bounds_in(grid, first.crs) for grid in grids]
     left, bottom, right, top = (f(side) for f, side in zip((min, min, max, max), zip(*boxes, strict=True), strict=True))
     # Whole pixels away from the first grid's corner; a millionth of one is rounding.
     x, y = first.corners[0]
     col, row = math.floor((left - x) / a + 1e-6), math.floor((top - y) / e + 1e-6)
     cols, rows = math.ceil((right - x) / a - 1e-6) - col, math.ceil((bottom - y) / e - 1e-6) - row
-    region = Grid((rows, cols), Affine(a, 0, x + col * a, 0, e, y + row * e), crs)
+    region = Grid((rows, cols), Affine(a, 0, x + col * a, 0, e, y + row * e), first.crs)
     if region.size > LARGEST_SHARE * sum(grid.size for grid in grids):
         raise UsageError(
             f"the scenes lie too far apart for one map: it would have {cols:,} x {rows:,} px, most of them empty",
             "give each area a pipeline of its own, or leave out 'merge'",
         )
     return region
+
+
+def _kind(grid: Grid) -> tuple[str, float, float, float, float]:
+    """Give what grids share that can be laid over each other pixel for pixel, but for their corners."""
+    a, b, _, d, e, _ = grid.transform[:6]
+    return grid.crs.to_wkt(), a, b, d, e
 
 
 def _bounds_in(grid: Grid, crs: CRS) -> tuple[float, float, float, float]:

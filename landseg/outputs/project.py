@@ -62,7 +62,7 @@ def write_project(
     DiskError
         If the disk is full or the folder can't be written to.
     """
-    title = f"Land use: {Path(scene.path).stem}"
+    title = f"Land use: {Path(scene.shown).stem}"
     root = ET.Element("qgis", version="3.22.0", projectname=title)
     ET.SubElement(root, "title").text = title
     _add_crs(ET.SubElement(root, "projectCrs"), grid.crs)
@@ -81,7 +81,7 @@ def write_project(
         add_table_style(table)
 
     group = _add_group(tree, "Imagery")
-    name, source = Path(scene.path).stem, _scene_source(scene.path, polygons.parent)
+    name, source = Path(scene.shown).stem, _scene_source(scene.shown, polygons.parent)
     pixels = _Layer("imagery", name, source, "raster", scene.grid.crs).add(group, layers)
     if imagery is not None:
         _add_colours(pixels, imagery)
@@ -99,7 +99,7 @@ def write_project(
 
 
 def _scene_source(scene: str, folder: Path) -> str:
-    """Name a scene as GDAL opens it, a local file relative to the project's folder."""
+    """Name a scene as GDAL opens it, a local file relative to the project's folder; a URL has lost its secrets."""
     if not Path(scene).exists():
         source: str = _vsi_path(_parse_path(scene))
         return source
