@@ -2,7 +2,7 @@
 
     python -m benchmarks.overlap [--scene SCENE.tif] [--model NAME|FOLDER]
 
-The default of `landseg run --overlap` is the smallest one here that changes less than 0.5 % of the demo's labels.
+docs/performance.md says what follows from it for the default.
 """
 
 import argparse
