@@ -119,7 +119,7 @@ def test_six_scenes(
     assert (entries["far"]["attempts"], entries["far"]["unreachable"]) == (2, True)
     assert (entries["corrupt"]["attempts"], entries["corrupt"]["unreachable"]) == (1, False)
     products = {path.name for path in (tmp_path / "maps").iterdir() if not path.name.startswith(".")}
-    suffixes = (".gpkg", ".tif", ".tif.aux.xml", ".json")
+    suffixes = (".gpkg", ".tif", ".tif.aux.xml", ".qml", ".json")
     made = ("current", "one", "two", "three")
     assert products == {"run.json"} | {name + suffix for name in made for suffix in suffixes}
     assert server.posted == [report]

@@ -65,6 +65,14 @@ def share_of(picture: NDArray[np.uint8], rgb: tuple[int, int, int]) -> float:
     return float((picture == rgb).all(axis=-1).mean())
 
 
+SETTLED = """() => {
+    const tiles = [...document.querySelectorAll('#map canvas.leaflet-tile')];
+    const drawn = (tile) => tile.classList.contains('leaflet-tile-loaded') && getComputedStyle(tile).opacity === '1';
+    return tiles.length > 0 && !document.querySelector('#map .leaflet-zoom-anim') && tiles.every(drawn);
+}"""
+"""Whether the map stands still, with all tiles there and faded in."""
+
+
 def opaque(page: Page) -> None:
     page.locator("#opacity").fill("100")
 
@@ -84,7 +92,7 @@ def test_the_map_has_the_legend_s_colours(page: Page, legend: Legend, demo: tupl
 def test_from_near_polygons_are_drawn_in_the_same_colours(page: Page, legend: Legend) -> None:
     opaque(page)
     page.locator("#unsure button").first.click()
-    page.wait_for_selector("#map canvas.leaflet-tile-loaded")
+    page.wait_for_function(SETTLED)
     drawn = picture_of(page, "#map")
     assert sum(share_of(drawn, c.rgb) for c in legend) > 0.5
 

@@ -80,7 +80,7 @@ def test_scenes_maps_and_models_are_added_and_found_again(
     assert imread(catalog.parent / "scenes/city/thumbnail.png").shape[:2] == (48, 48)
     checked = landseg("catalog", "validate", *options)
     assert (checked.code, checked.err) == (0, "")
-    assert "7 objects and 6 files checked, 0 faults" in checked.out
+    assert "7 objects and 7 files checked, 0 faults" in checked.out
     (found,) = search(str(catalog), collections=["scenes"])
     assert (found.href, found.cloud_cover) == (str(scene), 3.0)
 
