@@ -132,9 +132,10 @@ def run(
     plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
     check(plan)
     if dry_run:
-        seconds = projected_seconds(plan)
+        # Of a scheduler's workers this machine can't tell.
+        seconds = None if plan.config.scheduler else round(projected_seconds(plan), 1)
         if as_json:
-            typer.echo(json.dumps(plan.summary() | {"seconds": round(seconds, 1)}, indent=2))
+            typer.echo(json.dumps(plan.summary() | {"seconds": seconds}, indent=2))
         else:
             terminal.print_plan(plan.summary(), seconds)
         return
@@ -520,6 +521,8 @@ def report(
     from landseg.outputs.drafts import Drafts, check_writable
     from landseg.outputs.report import find_imagery, read_map, write_report
 
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out} does not end in .html", "the page is an HTML file")
     check_writable(out, [out], overwrite=overwrite)
     content = read_map(map_path)
     with Drafts(out) as drafts:
@@ -536,12 +539,14 @@ def export_style(
 ) -> None:
     """Write the style of a model's maps: its classes, by name and colour."""
     from landseg.model.bundle import DEFAULT_MODEL, read_bundle
-    from landseg.outputs.drafts import check_writable
+    from landseg.outputs.drafts import Drafts, check_writable
     from landseg.outputs.style import write_style
 
     legend = read_bundle(model or DEFAULT_MODEL).card.legend
     check_writable(out, [out], overwrite=overwrite)
-    write_style(out, legend)
+    with Drafts(out) as drafts:
+        write_style(drafts.path(out), legend)
+        drafts.publish([out])
     typer.echo(out)
 
 

@@ -9,7 +9,8 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -32,6 +33,9 @@ TRIES = 3
 """Workers that a strip may end before it is given up; the last one takes one chip at a time."""
 
 CONNECT_S = 10
+
+LOST = (CancelledError, TimeoutError, OSError)
+"""What a client raises whose scheduler is gone."""
 
 
 def compute_by_workers(workers: int) -> Compute:
@@ -198,8 +202,11 @@ def _compute(
             for _, upcoming_index in zip(range(len(client.nthreads()) - len(running)), upcoming, strict=False):
                 arriving.add(submit(upcoming_index))
             yield index
+    except LOST as error:
+        raise ResourceError("the Dask scheduler was lost", "the same command goes on from what is finished") from error
     finally:
-        # What is under way is worth waiting for, unless the user insists.
-        wait(list(running))
-        client.unregister_worker_plugin(plugin.name)
-        client.unforward_logging("landseg")
+        with suppress(*LOST):
+            # What is under way is worth waiting for, unless the user insists.
+            wait(list(running))
+            client.unregister_worker_plugin(plugin.name)
+            client.unforward_logging("landseg")

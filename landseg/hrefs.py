@@ -4,11 +4,11 @@ import re
 from pathlib import PurePosixPath
 
 # User and password before the host, and the query, which is where signatures and keys of signed URLs stand.
-_URL = re.compile(r"(\w+://)(?:[^\s/@]*@)?([^\s?'\"]*)(?:\?[^\s'\"]*?(?=[:,.]?(?:[\s'\"]|$)))?")
+_URL = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?#'\"]*)(?:[?#](?:[^\s'\"]|'(?=\w))*?(?=[:,.]?(?:\s|$|['\"](?!\w))))?")
 # The query of a URL whose beginning is left out, as libraries' messages have it: /search?token=…
-_QUERY = re.compile(r"(?<=\S)\?[^\s'\"=]+=[^\s'\"]*?(?=[:,.]?(?:[\s'\"]|$))")
+_QUERY = re.compile(r"(?<=\S)\?[^\s'\"=]+=(?:[^\s'\"]|'(?=\w))*?(?=[:,.]?(?:\s|$|['\"](?!\w)))")
 # GDAL's form of options for one file, headers among them: /vsicurl?header.Authorization=…
-_GDAL_OPTIONS = re.compile(r"(/vsi\w+)\?[^\s'\"]*")
+_GDAL_OPTIONS = re.compile(r"(/vsi\w+)\?(?:[^'\"]*?&url=)?[^\s'\"]*")
 
 
 def is_remote(href: str) -> bool:

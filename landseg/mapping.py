@@ -327,15 +327,19 @@ def map_rows(
         progress = replace(progress, done=progress.done + pixels, chips=progress.chips + chips)
         on_progress(progress)
 
+    def heed(stop: Stop) -> None:
+        if stop.is_asked:
+            raise RunInterruptedError(
+                f"stopped with {len(finished)} of {count} strips done", "the same command goes on from there"
+            )
+
     def parts(arriving: Iterator[int], stop: Stop) -> Iterator[Part]:
         for index in range(count):
             while index not in finished:
                 finished.add(next(arriving))
-                if stop.is_asked and len(finished) < count:
-                    raise RunInterruptedError(
-                        f"stopped with {len(finished)} of {count} strips done", "the same command goes on from there"
-                    )
+                heed(stop)
             yield store.load(index)
+        heed(stop)
 
     with Stop() as stop, closing(compute(job, store, missing, advance)) as arriving:
         yield from join(parts(arriving, stop), job.bundle.card.legend.class_ids)

@@ -232,8 +232,10 @@ class Plan:
 
     @cached_property
     def scene_fingerprint(self) -> str:
-        """Changes when the scene's file does: of its path, grid and stamp."""
-        return _digest([self.info.shown, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp])
+        """Changes when the scene's file does: of its path, however it is spelt, its grid and its stamp."""
+        local = Path(self.info.path)
+        place = str(local.resolve()) if local.exists() else self.info.shown
+        return _digest([place, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp])
 
     def summary(self) -> dict[str, Any]:
         """Tell the plan in plain values, for people and ``--json``."""
@@ -359,9 +361,22 @@ def _device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
 
 
 def _fitted(plan: Plan) -> Plan:
-    """Take fewer chips at once, unless the user said how many, and fewer threads, until the budget suffices."""
-    while plan.memory_bytes > plan.budget_bytes and plan.batch > 1 and plan.config.batch is None:
-        plan = replace(plan, batch=plan.batch // 2)
+    """Take fewer chips at once, unless the user said how many, and fewer threads, until the budget suffices.
+
+    Of the numbers of chips that fit, that one is taken whose finished strips an earlier run has left, whatever memory
+    was free then; else the largest.
+    """
+    plans = [plan]
+    while plans[-1].batch > 1 and plan.config.batch is None:
+        plans.append(replace(plan, batch=plans[-1].batch // 2))
+    plans = [_with_fewer_threads(one) for one in plans]
+    fitting = [one for one in plans if one.memory_bytes <= one.budget_bytes] or plans[-1:]
+    if not Drafts(plan.outputs.polygons).folder.is_dir():
+        return fitting[0]
+    return next((one for one in fitting if Drafts(plan.outputs.polygons, map_job(one).key).kept.is_dir()), fitting[0])
+
+
+def _with_fewer_threads(plan: Plan) -> Plan:
     while plan.memory_bytes > plan.budget_bytes and plan.threads > 1:
         plan = replace(plan, threads=plan.threads - 1)
     return plan

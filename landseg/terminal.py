@@ -214,7 +214,7 @@ def print_scores(scores: Mapping[str, Any]) -> None:
         print(f"Expected calibration error: {100 * error:.1f} points of confidence")
 
 
-def print_plan(summary: Mapping[str, Any], seconds: float) -> None:
+def print_plan(summary: Mapping[str, Any], seconds: float | None) -> None:
     """Print a plan on stdout."""
     grid, chips = summary["grid"], summary["chips"]
     resampled = ", resampled" if grid["resampled"] else ""
@@ -226,7 +226,7 @@ def print_plan(summary: Mapping[str, Any], seconds: float) -> None:
         "network": f"{summary['device']}, {summary['precision']}",
         "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB of {summary['budget_bytes'] / 1e9:.2f} GB allowed",
         "disk": f"up to {summary['disk_bytes'] / 1e9:.2f} GB",
-        "time": f"about {duration(seconds)}, polygons aside",
+        "time": "unknown" if seconds is None else f"about {duration(seconds)}, polygons aside",
         "outputs": "\n".join(summary["outputs"]),
     }
     print_pairs(rows)

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from landseg.legend import Legend
-from landseg.polygons import Polygons
+
+if TYPE_CHECKING:
+    from landseg.polygons import Polygons
 
 
 def places(class_id: NDArray[np.int32], legend: Legend) -> NDArray[np.intp]:
@@ -58,7 +61,7 @@ class AreaCount:
         # Of each class: polygons, area in m2, and area times confidence.
         self._sums = np.zeros((3, len(legend)))
 
-    def passing(self, batches: Iterable[Polygons]) -> Iterator[Polygons]:
+    def passing(self, batches: "Iterable[Polygons]") -> "Iterator[Polygons]":
         """Give the same batches, each counted when it is asked for."""
         for polygons in batches:
             for sums, weights in zip(

@@ -7,7 +7,6 @@ put aside on disk (`spool`) until they can be given in order. Memory holds some 
 a few bytes for each face, whatever the size of the map.
 """
 
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from shapely import GeometryType
 
 from landseg.grid import Grid
+from landseg.machine import cores
 from landseg.polygons.assemble import (
     Finished,
     Rings,
@@ -154,7 +154,7 @@ def polygonize(
     """
     rows = strip_rows or max(1, PIXELS_AT_ONCE // grid.shape[1])
     strips = Strips(raster, grid.shape, rows, np.asarray(class_ids, np.int64))
-    workers = threads or len(os.sched_getaffinity(0))
+    workers = threads or cores()
     with ThreadPoolExecutor(workers) as pool:
         faces = _number_faces(strips, confidence_band, pool, workers)
         if not len(faces):

@@ -1,6 +1,5 @@
 """What a raster of classes, made by anyone, says of itself."""
 
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from landseg.errors import InputError
 from landseg.grid import Grid
+from landseg.machine import cores
 from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead, distinct
 from landseg.scene import describe_scene
 
@@ -106,7 +106,7 @@ def _distinct_values(path: Path, grid: Grid) -> NDArray[np.float64]:
     strips = Strips(path, grid.shape, max(1, PIXELS_AT_ONCE // grid.shape[1]), np.empty(0, np.int64))
     most = MOST_CLASSES + 1
     found = np.empty(0)
-    workers = len(os.sched_getaffinity(0))
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         for more in ahead(pool, lambda index: distinct(strips.read(index, 1), most), range(len(strips)), workers):
             found = np.union1d(found, more.astype(np.float64))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,9 +21,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from landseg.config import RunConfig
-from landseg.errors import SceneError
+from landseg.errors import RunInterruptedError, SceneError
 from landseg.mapping import Mapper
-from landseg.run import OutputPaths, build_plan, execute, map_job
+from landseg.run import OutputPaths, Plan, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker
 
 Start = Callable[[], BaseProcess]
@@ -175,6 +176,44 @@ def test_strips_of_another_run_are_not_used(scene: Path, config: RunConfig, tmp_
     before = key()
     os.utime(scene, (1, 1))
     assert key() != before
+
+
+def test_strips_are_gone_on_with_whatever_memory_is_free_now(scene: Path, small_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "map.gpkg"
+
+    def planned() -> Plan:
+        return build_plan(str(scene), out, RunConfig(model=str(small_bundle), device="cpu", max_memory=1e12))
+
+    assert planned().batch == 8
+    # As when little was free.
+    (out.with_name("map.gpkg.landseg") / map_job(replace(planned(), batch=2)).key).mkdir(parents=True)
+    assert planned().batch == 2
+
+
+def test_a_scene_is_the_same_however_its_path_is_spelt(
+    scene: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(scene.parent)
+    spellings = (str(scene), scene.name, f"../{scene.parent.name}/{scene.name}")
+    assert len({build_plan(path, tmp_path / "map.gpkg", config).scene_fingerprint for path in spellings}) == 1
+
+
+def test_a_signal_in_the_last_strip_stops_as_well(
+    scene: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = build_plan(str(scene), tmp_path / "map.gpkg", config)
+    last = len(plan.strips) - 1
+    map_strip = Mapper.map_strip
+
+    def interrupted(mapper: Mapper, index: int, *rest: object) -> None:
+        map_strip(mapper, index, *rest)  # type: ignore[arg-type]
+        if index == last:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Mapper, "map_strip", interrupted)
+    with pytest.raises(RunInterruptedError, match=f"stopped with {last + 1} of {last + 1} strips done"):
+        execute(plan)
+    assert not plan.outputs.manifest.exists()
 
 
 def test_a_signal_stops_the_command_at_the_next_strip(

@@ -153,3 +153,11 @@ def test_label_values_that_make_no_sense(landseg: Landseg, small_bundle: Path, t
     )
     assert outcome.code == 2
     assert "--label-values" in outcome.err
+
+
+def test_a_report_does_not_take_the_place_of_a_map(landseg: Landseg, tmp_path: Path) -> None:
+    (tmp_path / "map.gpkg").write_text("a map")
+    outcome = landseg("report", tmp_path / "map.gpkg", "--out", tmp_path / "map.gpkg", "--overwrite")
+    assert outcome.code == 2
+    assert "does not end in .html" in outcome.err
+    assert (tmp_path / "map.gpkg").read_text() == "a map"

@@ -14,6 +14,10 @@ from landseg.hrefs import hide_secrets, is_remote, stem
         ("https://x.org/a@2x.tif is new? yes", "https://x.org/a@2x.tif is new? yes"),
         ("no answer from x.org: /search?token=1&k=2 (refused)", "no answer from x.org: /search (refused)"),
         ("a.tif, s3://bucket/b.tif", "a.tif, s3://bucket/b.tif"),
+        ("https://user:p@ss@host/a.tif", "https://host/a.tif"),
+        ("https://x.org/a.tif?sig=a'b&se=2", "https://x.org/a.tif"),
+        ("https://x.org/a.tif#token=1 is gone", "https://x.org/a.tif is gone"),
+        ("/vsicurl?header.Authorization=Bearer xyz&url=https://x.org/a.tif", "/vsicurl"),
     ],
 )
 def test_secrets_of_urls_are_hidden(text: str, shown: str) -> None:
