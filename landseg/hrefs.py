@@ -1,7 +1,8 @@
 """Paths and URLs of scenes and catalogs: whether one leads off this machine, and what of it may be shown."""
 
+import os
 import re
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 # User and password before the host, and the query, which is where signatures and keys of signed URLs stand.
 _URL = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?#'\"]*)(?:[?#](?:[^\s'\"]|'(?=\w))*?(?=[:,.]?(?:\s|$|['\"](?!\w))))?")
@@ -19,6 +20,16 @@ def is_remote(href: str) -> bool:
 def hide_secrets(text: str) -> str:
     """Take user names, passwords and queries out of all URLs in a text."""
     return _QUERY.sub("", _GDAL_OPTIONS.sub(r"\1", _URL.sub(r"\1\2", text)))
+
+
+def from_folder(href: str, folder: Path) -> str:
+    """Name a local file as a document in a folder does, by its relative path; others are left as they are."""
+    if not Path(href).exists():
+        return href
+    try:
+        return Path(os.path.relpath(href, folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return Path(href).resolve().as_posix()
 
 
 def stem(href: str) -> str:

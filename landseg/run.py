@@ -26,6 +26,7 @@ from landseg.chips import Batch
 from landseg.config import RunConfig
 from landseg.errors import MemoryLimitError, RunInterruptedError, SceneError, UsageError
 from landseg.grid import Grid, Strip, Tiling, windows_of
+from landseg.hrefs import from_folder
 from landseg.legend import NODATA
 from landseg.machine import available_bytes, cores
 from landseg.mapping import (
@@ -504,7 +505,7 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
             title=f"Land use of {Path(plan.info.shown).stem}",
-            sources=[plan.info.shown],
+            sources=[from_folder(plan.info.shown, outputs.manifest.parent)],
             versions=versions(),
             properties=_provenance(plan, job.ranges, valid_pixels, lost),
         )

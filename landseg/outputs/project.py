@@ -3,7 +3,6 @@
 A ``.qgz`` is a ZIP archive of the project's XML, written here as QGIS 3.22 reads it; QGIS itself is not needed.
 """
 
-import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from rasterio._path import _parse_path, _vsi_path  # GDAL's name of what rasteri
 from rasterio.crs import CRS
 
 from landseg.grid import Grid
+from landseg.hrefs import from_folder
 from landseg.legend import Legend
 from landseg.outputs.drafts import writing
 from landseg.outputs.geopackage import CLASS_AREAS
@@ -100,13 +100,10 @@ def write_project(
 
 def _scene_source(scene: str, folder: Path) -> str:
     """Name a scene as GDAL opens it, a local file relative to the project's folder; a URL has lost its secrets."""
-    if not Path(scene).exists():
-        source: str = _vsi_path(_parse_path(scene))
-        return source
-    try:
-        return Path(os.path.relpath(scene, folder)).as_posix()
-    except ValueError:  # on another drive of Windows
-        return Path(scene).resolve().as_posix()
+    if Path(scene).exists():
+        return from_folder(scene, folder)
+    source: str = _vsi_path(_parse_path(scene))
+    return source
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from landseg.errors import SceneError
-from landseg.hrefs import hide_secrets, is_remote, stem
+from landseg.hrefs import from_folder, hide_secrets, is_remote, stem
 
 
 @pytest.mark.parametrize(
@@ -39,3 +41,10 @@ def test_what_leads_off_the_machine() -> None:
     assert is_remote("s3://bucket/a.tif")
     assert is_remote("/vsicurl/https://x.org/a.tif")
     assert not is_remote("/data/a.tif")
+
+
+def test_local_files_are_named_from_a_document_s_folder(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.tif").touch()
+    assert from_folder(str(tmp_path / "data" / "a.tif"), tmp_path / "out") == "../data/a.tif"
+    assert from_folder("https://x.org/a.tif", tmp_path) == "https://x.org/a.tif"
