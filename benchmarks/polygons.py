@@ -31,7 +31,7 @@ from shapely.geometry import shape
 from landseg.config import PolygonConfig
 from landseg.polygonizing import polygonize_raster
 from landseg.polygons import polygonize
-from landseg.polygons.classes import read_class_raster
+from landseg.scene import describe_scene
 
 TEXTURE_PX = 2048
 BLUR_PX = 3.13
@@ -83,10 +83,8 @@ def write_map(path: Path, texture: NDArray[np.uint8], side: int) -> None:
 
 def to_shapely(raster: Path, work: Path, threads: int, tolerance_m: float = 0.0) -> int:
     """Make landseg's polygons as shapely's objects, all of them kept."""
-    source = read_class_raster(raster)
-    batches = polygonize(
-        raster, source.grid, work=work, class_ids=source.values, threads=threads, tolerance_m=tolerance_m
-    )
+    grid = describe_scene(str(raster)).grid
+    batches = polygonize(raster, grid, work=work, class_ids=range(255), threads=threads, tolerance_m=tolerance_m)
     return sum(map(len, [batch.geometry for batch in batches]))
 
 

@@ -13,7 +13,15 @@ from typing import Annotated, Any, Literal, NoReturn
 import typer
 
 from landseg import __version__
-from landseg.errors import BatchError, CatalogError, LandsegError, OutputExistsError, RunInterruptedError, UsageError
+from landseg.errors import (
+    BatchError,
+    CatalogError,
+    LandsegError,
+    OutputExistsError,
+    RunInterruptedError,
+    SceneError,
+    UsageError,
+)
 from landseg.logs import log_to_stderr
 
 app = typer.Typer(
@@ -171,7 +179,8 @@ def batch(
     else:
         terminal.print_report(report)
     if failed := report.counts.get("failed", 0):
-        raise BatchError(f"{failed} of {len(report.entries)} maps failed", "run it again to do what is left")
+        hint = "run it again to do what is left; what is damaged has to be replaced first"
+        raise BatchError(f"{failed} of {len(report.entries)} maps failed", hint)
 
 
 @app.command()
@@ -426,7 +435,7 @@ def add_to_catalog(
     item_id: Annotated[str | None, typer.Option("--id", help="a scene's id; by default the file's name")] = None,
     title: Annotated[str | None, typer.Option(help="what to call a scene")] = None,
     licence: Annotated[str, typer.Option(help="SPDX identifier of a scene's licence")] = "other",
-    cloud_cover: Annotated[float | None, typer.Option(help="percent of a scene")] = None,
+    cloud_cover: Annotated[float | None, typer.Option(min=0, max=100, help="percent of a scene")] = None,
     labels: Annotated[Path | None, typer.Option(help="raster of reference classes of a scene")] = None,
     label_values: Annotated[str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land")] = None,
 ) -> None:
@@ -438,6 +447,8 @@ def add_to_catalog(
         item = read_item(path / "model.json" if path.is_dir() else path)
         typer.echo(add_item(root, item, collection or kind_of(item)))
         return
+    if not path.exists():
+        raise SceneError(f"there is no scene {path}")
     if date is None:
         raise UsageError(f"when was {path} taken?", "say so: --date 2026-03-04, or --date 2026-03-01/2026-03-31")
     if (labels is None) != (label_values is None):

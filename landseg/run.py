@@ -24,7 +24,7 @@ from torch import Tensor
 from landseg import __version__
 from landseg.chips import Batch
 from landseg.config import RunConfig
-from landseg.errors import MemoryLimitError, RunInterruptedError, SceneError, UsageError
+from landseg.errors import MemoryLimitError, OutputExistsError, RunInterruptedError, SceneError, UsageError
 from landseg.grid import Grid, Strip, Tiling, windows_of
 from landseg.hrefs import from_folder
 from landseg.legend import NODATA
@@ -45,7 +45,7 @@ from landseg.mosaic import Mosaic, Sums
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.imagery import Imagery
-from landseg.outputs.manifest import write_manifest
+from landseg.outputs.manifest import listed_files, write_manifest
 from landseg.outputs.picture import draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
@@ -389,7 +389,8 @@ def check(plan: Plan) -> None:
     Raises
     ------
     UsageError
-        If the output folder is missing, or a product exists and overwriting was not asked for.
+        If the output folder is missing, a product exists and overwriting was not asked for, or something else is in its
+        place.
     MemoryLimitError
         If the run would take more memory than it may.
     DiskError
@@ -407,7 +408,24 @@ def check(plan: Plan) -> None:
     for product in plan.outputs.all:
         if scene.exists() and product.exists() and product.samefile(scene):
             raise UsageError(f"the output {product} is the scene itself", "choose another --out")
+    _check_own(plan.outputs)
     check_space(plan.outputs.polygons.parent, plan.disk_bytes)
+
+
+def _check_own(outputs: OutputPaths) -> None:
+    """Refuse to replace what stands beside the polygons and is no part of an earlier map.
+
+    Overwriting was asked for by the name of the polygons alone. A run that was killed has left its folder, and perhaps
+    some products without their manifest.
+    """
+    if Drafts(outputs.polygons).folder.is_dir():
+        return
+    own = listed_files(outputs.manifest) | {path.name for path in (outputs.polygons, *companions(outputs.polygons))}
+    for product in outputs.all:
+        if product.exists() and product.name not in own:
+            raise OutputExistsError(
+                f"{product} exists and is no part of an earlier map", "move it away, or choose another --out"
+            )
 
 
 def projected_seconds(plan: Plan) -> float:

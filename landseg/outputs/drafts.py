@@ -118,7 +118,8 @@ def check_writable(main: Path, products: Sequence[Path], *, overwrite: bool) -> 
     folder = main.parent
     if not folder.is_dir():
         raise UsageError(f"the output folder {folder} does not exist", f"make it first: mkdir -p {folder}")
-    for product in products:
+    # The one that was asked for by name comes first.
+    for product in (main, *products):
         if product.is_dir():
             raise UsageError(f"the output {product} is a folder", "give a file name")
         if product.exists() and not overwrite:

@@ -35,6 +35,17 @@ MEDIA_TYPES: Mapping[str, str] = {
 }
 
 
+def listed_files(manifest: Path) -> set[str]:
+    """Name the files of the map that a manifest is of, itself included; none if it is no manifest of landseg's."""
+    try:
+        item = json.loads(manifest.read_text(encoding="utf-8"))
+        if "landseg:areas" not in item["properties"]:
+            return set()
+        return {manifest.name, *(Path(asset["href"]).name for asset in item["assets"].values())}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
 def write_manifest(
     path: Path,
     *,

@@ -193,3 +193,20 @@ def test_debug_shows_the_traceback(
 
 def test_a_wrong_option(landseg: Landseg) -> None:
     assert landseg("run", "--no-such-option").code == 2
+
+
+def test_what_is_no_part_of_an_earlier_map_is_not_replaced(
+    landseg: Landseg, scene: Path, small_bundle: Path, tmp_path: Path
+) -> None:
+    options = ("--out", tmp_path / "ortho.gpkg", "--model", small_bundle, "--overwrite", "--quiet")
+    shutil.copy(scene, tmp_path / "ortho.tif")
+    outcome = landseg("run", scene, *options)
+    assert outcome.code == 2
+    assert "ortho.tif exists and is no part of an earlier map" in outcome.err
+    assert (tmp_path / "ortho.tif").read_bytes() == scene.read_bytes()
+
+    (tmp_path / "ortho.tif").unlink()
+    assert landseg("run", scene, *options).code == 0
+    assert landseg("run", scene, *options).code == 0
+    (tmp_path / "ortho.png").write_text("mine")
+    assert landseg("run", scene, *options, "--picture").code == 2
