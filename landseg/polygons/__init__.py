@@ -39,8 +39,8 @@ from landseg.polygons.spool import Spool
 from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead
 from landseg.polygons.trace import Arcs, find_corners, find_vertices, trace_strip
 
-FACES_AT_ONCE = 2**16
-"""In a batch of polygons."""
+WORDS_AT_ONCE = 2**21
+"""Of records in a batch of polygons: some tens of thousands of small faces, or a single one that is larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,11 +168,10 @@ def polygonize(
             ):
                 spool.write(rings)
 
-            def draw(first: int) -> Polygons:
-                rings = spool.read(first, min(first + FACES_AT_ONCE, len(faces) + 1))
-                return _draw(rings, faces, strips.values, grid, metres)
+            def draw(batch: tuple[int, int]) -> Polygons:
+                return _draw(spool.read(*batch), faces, strips.values, grid, metres)
 
-            yield from ahead(pool, draw, range(1, len(faces) + 1, FACES_AT_ONCE), workers)
+            yield from ahead(pool, draw, spool.batches(WORDS_AT_ONCE), workers)
 
 
 def _number_faces(strips: Strips, confidence_band: int | None, pool: Executor, workers: int) -> Faces:
@@ -254,4 +253,4 @@ def _draw(
     area_m2, perimeter_m = measure_rings(rings, metres, *grid.shape)
     ids = rings.faces
     class_id = class_ids[faces.label[ids] - 1].astype(np.int32)
-    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, faces.confidence[ids], area_m2, perimeter_m)
+    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, faces.confidence(ids), area_m2, perimeter_m)

@@ -42,11 +42,9 @@ class Faces:
     def __len__(self) -> int:
         return len(self.label) - 1
 
-    @property
-    def confidence(self) -> NDArray[np.float32]:
-        """Mean over each face's pixels, (faces + 1,) float32, percent; NaN if it is unknown."""
-        means = np.full(len(self.pixels), np.nan, np.float32)
-        means[1:] = self.confidence_sum[1:] / self.pixels[1:]
+    def confidence(self, faces: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Give the mean over each of some faces' pixels, (n,) float32, percent; NaN if it is unknown."""
+        means: NDArray[np.float32] = (self.confidence_sum[faces] / self.pixels[faces]).astype(np.float32)
         return means
 
     def joined(self, parent: NDArray[np.int32], label: NDArray[np.uint8]) -> "Faces":
@@ -110,7 +108,7 @@ class SeamJoiner:
 
     def __init__(self) -> None:
         self._labels = [np.zeros(1, np.uint8)]
-        self._tallies = [np.zeros((2, 1))]
+        self._tallies: list[NDArray[np.float64]] = []
         self._first_part: list[int] = []
         self._count = 0
         self._last_row: tuple[NDArray[np.int32], NDArray[np.uint8]] | None = None
@@ -128,7 +126,7 @@ class SeamJoiner:
         self._last_row = last_row
         self._first_part.append(self._count)
         self._labels.append(strip.label[1:])
-        self._tallies.append(strip.tally[:, 1:])
+        self._tallies.append(strip.tally)
         self._count += len(strip.label) - 1
 
     def _row(self, strip: LabelledStrip, row: int) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
@@ -144,13 +142,23 @@ class SeamJoiner:
         label = np.zeros(_rank(parent) + 1, np.uint8)
         label[parent] = np.concatenate(self._labels)
         # float64 holds these sums exactly.
-        pixels, sums = (_sum(parent, tally) for tally in np.concatenate(self._tallies, axis=1))
-        return Faces(parent, np.array(self._first_part, np.int64), label, pixels.astype(np.int64), sums)
+        tally = np.zeros((2, len(label)))
+        for first, part in zip(self._first_part, self._tallies, strict=True):
+            _add(tally, parent[first : first + part.shape[1]], part)
+        return Faces(parent, np.array(self._first_part, np.int64), label, tally[0].astype(np.int64), tally[1])
 
 
 def _sum(face: NDArray[np.int32], values: NDArray[np.number]) -> NDArray[np.float64]:
     """Sum up values by the faces that they belong to."""
     return np.bincount(face, values).astype(np.float64, copy=False)
+
+
+@kernel
+def _add(tally: NDArray[np.float64], face: NDArray[np.int32], part: NDArray[np.float64]) -> None:
+    """Add the tally of a strip's parts to that of the faces that they belong to; part 0 is nodata."""
+    for k in range(1, part.shape[1]):
+        tally[0, face[k]] += part[0, k]
+        tally[1, face[k]] += part[1, k]
 
 
 @kernel

@@ -1,5 +1,6 @@
 """Faces on disk: written in the order in which they are finished, read in the order of their numbers."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -57,6 +58,15 @@ class Spool:
             self._file.flush()
         except OSError as error:
             raise DiskError(f"can't write {self._path}: {error.strerror}", "make room and run it again") from error
+
+    def batches(self, words: int) -> Iterator[tuple[int, int]]:
+        """Divide all faces into runs, [first, stop), of at most so many words each, but of one face at least."""
+        ends = np.cumsum(self._sizes, dtype=np.int64)
+        first = 1
+        while first < len(ends):
+            stop = max(first + 1, int(np.searchsorted(ends, ends[first - 1] + words, side="right")))
+            yield first, stop
+            first = stop
 
     def read(self, first: int, stop: int) -> Rings:
         """Give the records of faces ``first`` to ``stop - 1``, once all have been written; in any thread."""

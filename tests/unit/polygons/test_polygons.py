@@ -121,7 +121,7 @@ def test_without_a_band_of_confidence_it_is_unknown(tmp_path: Path) -> None:
 
 def test_faces_are_numbered_through_all_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = polygons_of(tmp_path, NOISE)
-    monkeypatch.setattr("landseg.polygons.FACES_AT_ONCE", 100)
+    monkeypatch.setattr("landseg.polygons.WORDS_AT_ONCE", 100)
     batched = polygons_of(tmp_path, NOISE)
     assert batched.face_id.tolist() == list(range(1, len(whole) + 1))
     assert shapely.to_wkb(batched.geometry).tolist() == shapely.to_wkb(whole.geometry).tolist()
