@@ -121,22 +121,27 @@ def _select(arcs: Arcs, chosen: NDArray[np.int64]) -> Arcs:
 @kernel
 def _assemble(arcs: Arcs, faces: NDArray[np.int32], sides: NDArray[np.int64]) -> Rings:
     """Assemble faces whose sides stand together, as in `Finished` but sorted by face."""
-    points, found = 0, 0
+    points, found, run, most = 0, 0, 0, 0
     for k in range(len(sides)):
         points += arcs.offsets[(sides[k] >> 1) + 1] - arcs.offsets[sides[k] >> 1]
-        found += k == 0 or faces[k] != faces[k - 1]
+        if k == 0 or faces[k] != faces[k - 1]:
+            found += 1
+            run = 0
+        run += 1
+        most = max(most, run)
     # A ring has no fewer points than its sides have, and each ring has a side.
     words = np.empty(2 * points + len(sides) + found, np.int32)
     offsets = np.zeros(found + 1, np.int64)
     face_ids = np.empty(found, np.int32)
-    ring = np.empty(points, np.int64)
+    codes = np.empty(points, np.int64)
+    room = np.empty((5, most + 1), np.int64)
     n, start = 0, 0
     while start < len(sides):
         stop = start
         while stop < len(sides) and faces[stop] == faces[start]:
             stop += 1
         face_ids[n] = faces[start]
-        offsets[n + 1] = _assemble_face(arcs, sides[start:stop], ring, words, offsets[n])
+        offsets[n + 1] = _assemble_face(arcs, sides[start:stop], codes, room, words, offsets[n])
         n += 1
         start = stop
     return Rings(face_ids, offsets, words[: offsets[n]].copy())
@@ -144,31 +149,37 @@ def _assemble(arcs: Arcs, faces: NDArray[np.int32], sides: NDArray[np.int64]) ->
 
 @kernel
 def _assemble_face(
-    arcs: Arcs, sides: NDArray[np.int64], codes: NDArray[np.int64], words: NDArray[np.int32], offset: int
+    arcs: Arcs,
+    sides: NDArray[np.int64],
+    codes: NDArray[np.int64],
+    room: NDArray[np.int64],
+    words: NDArray[np.int32],
+    offset: int,
 ) -> int:
-    """Write a face's record and give the offset after it; ``codes`` is room for its vertices.
+    """Write a face's record and give the offset after it.
 
-    At a node a face has one sector, so that only one of its sides begins there: the one that goes on.
+    At a node a face has one sector, so that only one of its sides begins there: the one that goes on. ``codes`` is room
+    for all vertices, and ``room`` for five numbers a side and one more: most faces are so small that making room for
+    each would take longer than all the rest.
     """
     count = len(sides)
-    origins = np.empty(count, np.int64)
+    origins, starts, smallest, keys, used = room[0], room[1], room[2], room[3], room[4]
+    starts[0] = 0
     for k in range(count):
+        used[k] = 0
         arc = sides[k] >> 1
         origins[k] = arcs.codes[arcs.offsets[arc + 1] - 1 if sides[k] & 1 else arcs.offsets[arc]]
     order, sorted_origins = origins, origins
     if count > FEW_SIDES:
-        order = np.argsort(origins)
+        order = np.argsort(origins[:count])
         sorted_origins = origins[order]
-    used = np.zeros(count, np.bool_)
-    starts = np.zeros(count + 1, np.int64)
-    smallest = np.empty(count, np.int64)
-    rings, size, shell = 0, 0, -1
+    rings, size = 0, 0
     for first in range(count):
         if used[first]:
             continue
         k = first
         while not used[k]:
-            used[k] = True
+            used[k] = 1
             arc = sides[k] >> 1
             points = arcs.codes[arcs.offsets[arc] : arcs.offsets[arc + 1]]
             length = len(points) - 1
@@ -190,18 +201,18 @@ def _assemble_face(
         starts[rings + 1] = size
         ring = codes[starts[rings] : size]
         smallest[rings] = np.argmin(ring)
-        if _twice_area(ring) > 0:
-            shell = rings
         rings += 1
 
-    keys = np.empty(rings, np.int64)
-    for r in range(rings):
-        keys[r] = -1 if r == shell else codes[starts[r] + smallest[r]]
-    ranks = np.argsort(keys) if rings > 1 else np.zeros(1, np.int64)
+    ranks = keys
+    if rings > 1:
+        for r in range(rings):
+            is_shell = _twice_area(codes[starts[r] : starts[r + 1]]) > 0
+            keys[r] = -1 if is_shell else codes[starts[r] + smallest[r]]
+        ranks = np.argsort(keys[:rings])
     words[offset] = rings
     place = offset + 1 + rings
     for rank in range(rings):
-        r = ranks[rank]
+        r = ranks[rank] if rings > 1 else 0
         ring = codes[starts[r] : starts[r + 1]]
         length = len(ring)
         words[offset + 1 + rank] = length + 1
