@@ -24,7 +24,7 @@ from torch import Tensor
 from landseg import __version__
 from landseg.chips import Batch
 from landseg.config import RunConfig
-from landseg.errors import MemoryLimitError, RunInterruptedError, SceneError, UsageError
+from landseg.errors import EmptySceneError, MemoryLimitError, RunInterruptedError, SceneError, UsageError
 from landseg.grid import Grid, Strip, Tiling, windows_of
 from landseg.legend import NODATA
 from landseg.machine import available_bytes, cores
@@ -556,8 +556,11 @@ def _write_labels(
             raster.write(rows.labels, rows.confidence)
             valid_pixels += int(np.count_nonzero(rows.labels))
     if valid_pixels == 0:
+        lost = store.lost()
         store.clear()
-        raise SceneError(f"{job.info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
+        if lost:
+            raise SceneError(f"{job.info.path} can't be read: the file is damaged or out of reach")
+        raise EmptySceneError(f"{job.info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
     return raster, valid_pixels
 
 

@@ -150,6 +150,16 @@ def test_what_can_t_be_reached_comes_again_after_the_others(
     assert [(entry.status, entry.attempts, entry.unreachable) for entry in report.entries] == [("failed", 2, True)]
 
 
+def test_a_scene_elsewhere_without_a_valid_pixel_is_not_asked_again(
+    make_scene: SceneMaker, write_pipeline: WritePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_scene(np.zeros((3, 50, 50), np.uint8), "empty.tif", nodata=0)
+    monkeypatch.setattr(landseg.batch, "is_remote", lambda _: True)
+    (entry,) = run(write_pipeline(scenes={"files": ["empty.tif"]}), sleep=pytest.fail).entries
+    assert "no valid pixel" in entry.why
+    assert (entry.attempts, entry.unreachable) == (1, False)
+
+
 def test_two_batches_do_not_share_a_folder(
     two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
 ) -> None:
