@@ -45,7 +45,7 @@ from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.imagery import Imagery
 from landseg.outputs.manifest import write_manifest
-from landseg.outputs.picture import draw_picture
+from landseg.outputs.picture import PICTURE_PX, draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.style import write_style
@@ -66,9 +66,6 @@ from landseg.scene import (
 from landseg.scene import working_grid as choose_grid
 
 log = logging.getLogger(__name__)
-
-PICTURE_PX = 1600
-"""Longest side of the map that the picture is drawn from."""
 
 BASE_BYTES = 820 * 2**20
 """What Python, torch and GDAL take; measured on Linux with torch 2.15, on the CPU."""
