@@ -51,7 +51,7 @@ from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygonizing import check_minima, merging_of
-from landseg.polygons.strips import PIXELS_AT_ONCE
+from landseg.polygons.strips import projected_bytes, threads_within
 from landseg.predict import choose_device, choose_precision
 from landseg.scene import (
     CELL_PX,
@@ -70,8 +70,8 @@ log = logging.getLogger(__name__)
 BASE_BYTES = 820 * 2**20
 """What Python, torch and GDAL take; measured on Linux with torch 2.15, on the CPU."""
 
-POLYGON_BYTES_PER_PIXEL = 70
-"""Of a strip that polygons are made of; measured on maps of 20 pixels a polygon."""
+UNRECORDED = {"overwrite", "max_memory", "workers", "scheduler"}
+"""Options that a manifest leaves out: how a map was made, and not what of."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """Projected peak of main memory."""
-        base = BASE_BYTES + int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+        base = base_bytes()
         if self.config.scheduler is not None:
             return base + max(self._joining_bytes, self._polygons_bytes)
         if self.config.workers is not None:
@@ -209,8 +209,7 @@ class Plan:
 
     @property
     def _polygons_bytes(self) -> int:
-        # Strips are traced, joined and simplified behind each other, and a wide map's strip has one row at least.
-        return (self.threads + 2) * max(PIXELS_AT_ONCE, self.grid.shape[1]) * POLYGON_BYTES_PER_PIXEL
+        return projected_bytes(self.grid.shape[1], self.threads)
 
     @cached_property
     def strips(self) -> tuple[Strip, ...]:
@@ -314,13 +313,11 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         If the device asked for is not there.
     """
     check_format(out)
-    bundle = read_bundle(config.model)
+    bundle, device, dtype = check_config(config)
     card = bundle.card
-    check_minima(config, card.legend)
     info = describe_scene(scene, config.assume_crs)
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
-    device, dtype = _device(config)
     plan = Plan(
         config=config,
         info=info,
@@ -332,10 +329,37 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         dtype=dtype,
         batch=config.batch or (8 if device.type == "cpu" else 64),
         threads=cores(),
-        budget_bytes=int(config.max_memory or available_bytes() / 2),
+        budget_bytes=memory_budget(config),
         outputs=OutputPaths.of(out, picture=config.picture, project=config.qgis_project),
     )
     return _fitted(plan)
+
+
+def check_config(config: RunConfig) -> tuple[Bundle, torch.device, torch.dtype]:
+    """Look up the model, and where and in what type it runs: what is decided whatever the scene.
+
+    Raises
+    ------
+    UsageError
+        If options exclude each other, or one names what there is not.
+    BundleError
+        If the model can't be used.
+    ResourceError
+        If the device or the scheduler asked for is not there.
+    """
+    bundle = read_bundle(config.model)
+    check_minima(config, bundle.card.legend)
+    return bundle, *_device(config)
+
+
+def base_bytes() -> int:
+    """Say what main memory a process takes before it maps anything."""
+    return BASE_BYTES + int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+
+
+def memory_budget(config: RunConfig) -> int:
+    """Say how much main memory is to be kept to."""
+    return int(config.max_memory or available_bytes() / 2)
 
 
 def _device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
@@ -359,9 +383,8 @@ def _fitted(plan: Plan) -> Plan:
     """Take fewer chips at once, unless the user said how many, and fewer threads, until the budget suffices."""
     while plan.memory_bytes > plan.budget_bytes and plan.batch > 1 and plan.config.batch is None:
         plan = replace(plan, batch=plan.batch // 2)
-    while plan.memory_bytes > plan.budget_bytes and plan.threads > 1:
-        plan = replace(plan, threads=plan.threads - 1)
-    return plan
+    budget = plan.budget_bytes - base_bytes()
+    return replace(plan, threads=threads_within(budget, plan.grid.shape[1], plan.threads))
 
 
 def check(plan: Plan) -> None:
@@ -617,7 +640,7 @@ def versions() -> dict[str, str]:
 
 
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
-    config = plan.config.model_dump(mode="json", exclude={"overwrite", "max_memory", "workers", "scheduler"})
+    config = plan.config.model_dump(mode="json", exclude=UNRECORDED)
     return {
         "landseg:scene": {
             "href": plan.info.shown,
