@@ -170,7 +170,7 @@ def batch(
     else:
         terminal.print_report(report)
     if failed := report.counts.get("failed", 0):
-        raise BatchError(f"{failed} of {len(report.entries)} maps failed", "run it again to do what is left")
+        raise BatchError(f"{failed} of {len(report.entries)} failed", "run it again to do what is left")
 
 
 @app.command()

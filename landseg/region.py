@@ -23,6 +23,7 @@ from rasterio.windows import Window
 from landseg.errors import EmptySceneError, UsageError
 from landseg.grid import Grid
 from landseg.legend import NODATA, Legend
+from landseg.machine import cores
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
@@ -31,7 +32,7 @@ from landseg.outputs.raster import LabelRaster, read_labels
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import companions, draw_layer
 from landseg.polygons.merge import Merging
-from landseg.polygons.strips import PIXELS_AT_ONCE
+from landseg.polygons.strips import PIXELS_AT_ONCE, threads_within
 from landseg.scene import RasterScene, describe_scene
 
 MergeRule = Literal["newest", "least-cloudy", "most-confident"]
@@ -209,6 +210,7 @@ def write_region(
     legend: Legend,
     merging: Merging,
     simplify_m: float,
+    polygons_bytes: int,
     versions: Mapping[str, str],
     properties: Mapping[str, Any],
 ) -> tuple[ClassArea, ...]:
@@ -224,6 +226,8 @@ def write_region(
         Of all the maps.
     merging, simplify_m
         How polygons are tidied, as in a run.
+    polygons_bytes
+        Memory that drawing them should keep to.
     versions, properties
         What the manifest records beside the region itself.
 
@@ -258,6 +262,7 @@ def write_region(
             confidence_band=2,
             merging=merging,
             tolerance_m=simplify_m,
+            threads=threads_within(polygons_bytes, grid.shape[1], cores()),
         )
         products = {"polygons": polygons, "raster": raster, "raster-classes": sidecar, "style": style}
         if picture is not None:

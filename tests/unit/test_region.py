@@ -122,8 +122,16 @@ def region(
         "picture": folder / "r.png",
     }
     write_region(
-        parts, rule, **paths, legend=legend, merging=NO_MERGING, simplify_m=0, versions={}, properties={}
-    )  # fmt: skip
+        parts,
+        rule,
+        **paths,
+        legend=legend,
+        merging=NO_MERGING,
+        simplify_m=0,
+        polygons_bytes=2**30,
+        versions={},
+        properties={},
+    )
     return geopandas.read_file(folder / "r.gpkg", layer="landuse")
 
 
