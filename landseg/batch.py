@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -23,7 +23,7 @@ import requests
 from filelock import FileLock, Timeout
 
 from landseg import __version__
-from landseg.catalog import add_item, item_folder
+from landseg.catalog import add_item, has_item
 from landseg.catalog.items import read_item
 from landseg.catalog.search import SceneRef, search
 from landseg.config import MergeConfig, PipelineConfig, RunConfig, load_config, override_by_environment
@@ -31,19 +31,30 @@ from landseg.errors import LandsegError, ResourceError, RunInterruptedError, Sce
 from landseg.hrefs import hide_secrets, is_remote, stem
 from landseg.logs import FACTS
 from landseg.mapping import ProgressCallback
-from landseg.model.bundle import read_bundle
+from landseg.model.bundle import Bundle
 from landseg.outputs.drafts import writing
 from landseg.outputs.vector import driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
-from landseg.run import OutputPaths, Plan, build_plan, check, execute, versions
+from landseg.run import (
+    UNRECORDED,
+    OutputPaths,
+    Plan,
+    base_bytes,
+    build_plan,
+    check,
+    check_config,
+    execute,
+    memory_budget,
+    versions,
+)
 
 log = logging.getLogger(__name__)
 
 REPORT_FILE = "run.json"
 WEBHOOK_TIMEOUT_S = 20.0
 
-HOW = {"model", "device", "batch", "max_memory", "workers", "scheduler", "overwrite"}
+HOW = {"model", "device", "batch", *UNRECORDED}
 """Options that do not change a map; the model counts by its weights and not by its name."""
 
 _UNFIT = re.compile(r"[^\w.+-]+")
@@ -97,7 +108,8 @@ class Report:
     started, seconds
         When, in UTC, and how long.
     entries
-        Every scene, in the order that they were mapped in; the merged map, if any, last.
+        Every scene, in the order that they were mapped in; then the merged map, if any, and the catalog, if maps could
+        not be added to it.
     finished
         False if it was stopped.
     """
@@ -185,15 +197,19 @@ def run_batch(
     Raises
     ------
     UsageError
-        If no scene is found, or two would have the same map.
+        If no scene is found, two would have the same map, or an option does not make sense.
+    BundleError
+        If the model can't be used.
     CatalogError
-        If the catalog can't be read.
+        If the catalog of scenes can't be read.
     ResourceError
-        If the output folder can't be written to, or another batch is at work in it.
+        If the output folder can't be written to, another batch is at work in it, or the device is not there.
     RunInterruptedError
         If it was stopped; the report is written.
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    # What would fail every scene is said once.
+    bundle, _, _ = check_config(pipeline.run_config())
     jobs = plan_jobs(pipeline, find_scenes(pipeline))
     entries = {job.name: Entry(job.name, hide_secrets(job.scene.href), "due", "not reached") for job in jobs}
 
@@ -204,7 +220,7 @@ def run_batch(
         for job in jobs:
             entries[job.name] = _attempt(job, pipeline.run_config(), None, 1)
         if pipeline.merge is not None:
-            entries[pipeline.merge.name] = _merge(pipeline, pipeline.merge, jobs, entries, dry_run=True)
+            entries[pipeline.merge.name] = _merge(pipeline, pipeline.merge, bundle, jobs, entries, dry_run=True)
         return report()
     with _locked(pipeline.out):
         try:
@@ -212,9 +228,12 @@ def run_batch(
                 entries[job.name] = entry
                 _tell(entry, len(jobs))
             if pipeline.merge is not None:
-                entry = _merge(pipeline, pipeline.merge, jobs, entries, dry_run=False)
+                entry = _merge(pipeline, pipeline.merge, bundle, jobs, entries, dry_run=False)
                 entries[entry.name] = entry
                 _tell(entry, len(jobs))
+            if pipeline.catalog is not None and (failed := _add_to_catalog(pipeline.catalog, entries.values())):
+                entries[failed.name] = failed
+                _tell(failed, len(jobs))
         except (KeyboardInterrupt, RunInterruptedError) as error:
             _write_report(pipeline, report(finished=False))
             mapped = report().counts.get("mapped", 0)
@@ -224,8 +243,6 @@ def run_batch(
         done = report()
         _write_report(pipeline, done)
     log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
-    if pipeline.catalog is not None:
-        _add_to_catalog(pipeline.catalog, done)
     if pipeline.webhook is not None:
         _post(pipeline.webhook.get_secret_value(), done)
     return done
@@ -312,7 +329,12 @@ def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
 def why_due(plan: Plan) -> str | None:
     """Say why a scene has to be mapped, or None if its map is current."""
     scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
-    return _why_stale(plan.outputs, scene, "the scene changed", plan.bundle.sha256, plan.config)
+    due = _why_stale(plan.outputs, scene, "the scene changed", plan.bundle.sha256, plan.config)
+    if due is None and is_remote(plan.info.path):
+        properties = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))["properties"]
+        # A server may give tomorrow what it did not today; a damaged file on disk stays as it is until it changes.
+        return "parts could not be read" if properties.get("landseg:lost_windows") else None
+    return due
 
 
 def _why_stale(
@@ -347,7 +369,13 @@ def _why_stale(
 
 
 def _merge(
-    pipeline: PipelineConfig, merge: MergeConfig, jobs: Sequence[Job], entries: Mapping[str, Entry], *, dry_run: bool
+    pipeline: PipelineConfig,
+    merge: MergeConfig,
+    bundle: Bundle,
+    jobs: Sequence[Job],
+    entries: Mapping[str, Entry],
+    *,
+    dry_run: bool,
 ) -> Entry:
     """Make one map of those that are there; a dry run says what would be done."""
     clock = time.monotonic()
@@ -356,13 +384,15 @@ def _merge(
     if any(entries[job.name].status == "due" for job in jobs):
         return replace(entry, status="due", why="its scenes change")
     try:
-        config, bundle = pipeline.run_config(), read_bundle(pipeline.model)
+        config = pipeline.run_config()
         failed = [job for job in jobs if entries[job.name].status == "failed"]
         missing = [job.name for job in failed if not _has_former_map(job, bundle.sha256, config)]
         parts = [job.part for job in jobs if job.name not in missing]
         if not parts:
             return replace(entry, why="none of its scenes has a map")
         made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
+        # No project is made of a region.
+        config = config.model_copy(update={"qgis_project": False})
         due = _why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
         products = tuple(str(path) for path in outputs.all)
         if due is None:
@@ -371,6 +401,8 @@ def _merge(
             due += f"; without {', '.join(missing)}"
         if dry_run:
             return replace(entry, status="due", why=due)
+        with writing(outputs.polygons.parent):
+            outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
         write_region(
             parts,
             merge.rule,
@@ -381,11 +413,12 @@ def _merge(
             legend=bundle.card.legend,
             merging=merging_of(config, bundle.card.legend),
             simplify_m=config.simplify,
+            polygons_bytes=memory_budget(config) - base_bytes(),
             versions=versions(),
             properties={
                 "landseg:merge": made_of,
                 "landseg:model": {"name": bundle.card.name, "sha256": bundle.sha256},
-                "landseg:config": config.model_dump(mode="json", exclude={"overwrite"}),
+                "landseg:config": config.model_dump(mode="json", exclude={"qgis_project", *UNRECORDED}),
             },
         )
         return replace(entry, status="mapped", why=due, outputs=products, seconds=round(time.monotonic() - clock, 1))
@@ -496,15 +529,22 @@ def _write_report(pipeline: PipelineConfig, report: Report) -> None:
         draft.replace(path)
 
 
-def _add_to_catalog(catalog: Path, report: Report) -> None:
-    """Put the maps into a catalog's collection ``maps``, but for those that are there and current."""
-    for entry in report.entries:
-        item_id = entry.name.replace("/", "-")
-        is_there = (item_folder(catalog, "maps", item_id) / f"{item_id}.json").exists()
-        if entry.status == "mapped" or (entry.status == "current" and not is_there):
-            item = read_item(Path(entry.outputs[-1]))
-            item.id = item_id
-            add_item(catalog, item, "maps")
+def _add_to_catalog(catalog: Path, entries: Iterable[Entry]) -> Entry | None:
+    """Put the maps into a catalog's collection ``maps``, but for those that are there and current; tell a failure."""
+    failed = Entry(str(catalog), f"catalog {catalog}", "failed", "")
+    try:
+        for entry in entries:
+            if entry.status in ("mapped", "current"):
+                item = read_item(Path(entry.outputs[-1]))
+                item.id = entry.name.replace("/", "-")
+                if entry.status == "mapped" or not has_item(catalog, item, "maps"):
+                    add_item(catalog, item, "maps")
+    except LandsegError as error:
+        return replace(failed, why=str(error))
+    except Exception as error:
+        # The maps are made; without the report nobody would know of them.
+        return _internal(failed, error)
+    return None
 
 
 def _post(url: str, report: Report) -> None:

@@ -180,7 +180,7 @@ def batch(
         terminal.print_report(report)
     if failed := report.counts.get("failed", 0):
         hint = "run it again to do what is left; what is damaged has to be replaced first"
-        raise BatchError(f"{failed} of {len(report.entries)} maps failed", hint)
+        raise BatchError(f"{failed} of {len(report.entries)} failed", hint)
 
 
 @app.command()

@@ -7,6 +7,7 @@
     ├── InputError (3)             bad input: what was named exists but can't be used
     │   ├── SceneError             missing, unreadable or empty scene
     │   │   ├── BandError          the scene's bands don't fit the model's
+    │   │   ├── EmptySceneError    not one valid pixel
     │   │   ├── CrsError           no coordinate reference system
     │   │   └── GsdError           pixels of a size that the model was not made for
     │   ├── BundleError            a model bundle that is incomplete or damaged
@@ -74,6 +75,10 @@ class SceneError(InputError):
 
 class BandError(SceneError):
     """The scene's bands can't be matched to those that the model reads."""
+
+
+class EmptySceneError(SceneError):
+    """All of the scene is nodata."""
 
 
 class CrsError(SceneError):

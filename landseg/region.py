@@ -20,26 +20,22 @@ from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from landseg.errors import SceneError, UsageError
+from landseg.errors import EmptySceneError, UsageError
 from landseg.grid import Grid
 from landseg.legend import NODATA, Legend
+from landseg.machine import cores
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
-from landseg.outputs.picture import draw_picture
+from landseg.outputs.picture import PICTURE_PX, draw_picture
 from landseg.outputs.raster import LabelRaster, read_labels
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import companions, draw_layer
 from landseg.polygons.merge import Merging
+from landseg.polygons.strips import PIXELS_AT_ONCE, threads_within
 from landseg.scene import RasterScene, describe_scene
 
 MergeRule = Literal["newest", "least-cloudy", "most-confident"]
-
-PIXELS_AT_ONCE = 2**22
-"""In a strip."""
-
-PICTURE_PX = 1600
-"""Longest side of the map that the picture is drawn from."""
 
 LARGEST_SHARE = 50
 """How many times as many pixels as all maps together a region may have."""
@@ -161,17 +157,22 @@ def merge_rows(
         readers = []
         for part in in_order(parts, rule):
             info = describe_scene(str(part.raster))
+            # It opens the raster when it is first read.
             reader = opened.enter_context(RasterScene(info, (1, 2), grid, resampling="nearest"))
             readers.append((reader, _window_of(info.grid, grid)))
         for top in range(0, rows, step):
-            strip = Window(0, top, cols, min(step, rows - top))
-            labels, confidence = np.zeros((2, strip.height, cols), np.uint8)
+            bottom = min(top + step, rows)
+            labels, confidence = np.zeros((2, bottom - top, cols), np.uint8)
             for reader, window in readers:
-                first, last = max(window.row_off, top), min(window.row_off + window.height, top + strip.height)
+                end = window.row_off + window.height
+                first, last = max(window.row_off, top), min(end, bottom)
                 if first < last:
                     found = reader.read(Window(window.col_off, first, window.width, last - first)).data
                     here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
                     _lay_over(labels[here], confidence[here], found, rule)
+                    if end <= bottom:
+                        # A system's limit of open files is often 1,024.
+                        reader.close()
             yield labels, confidence
 
 
@@ -209,6 +210,7 @@ def write_region(
     legend: Legend,
     merging: Merging,
     simplify_m: float,
+    polygons_bytes: int,
     versions: Mapping[str, str],
     properties: Mapping[str, Any],
 ) -> tuple[ClassArea, ...]:
@@ -224,6 +226,8 @@ def write_region(
         Of all the maps.
     merging, simplify_m
         How polygons are tidied, as in a run.
+    polygons_bytes
+        Memory that drawing them should keep to.
     versions, properties
         What the manifest records beside the region itself.
 
@@ -247,7 +251,7 @@ def write_region(
                 merged.write(labels, confidence)
                 valid_pixels += int(np.count_nonzero(labels))
         if valid_pixels == 0:
-            raise SceneError(f"the maps of {polygons.stem} hold no valid pixel")
+            raise EmptySceneError(f"the maps of {polygons.stem} hold no valid pixel")
         merged.publish(drafts.path(raster))
         write_style(drafts.path(style), legend)
         areas = draw_layer(
@@ -258,6 +262,7 @@ def write_region(
             confidence_band=2,
             merging=merging,
             tolerance_m=simplify_m,
+            threads=threads_within(polygons_bytes, grid.shape[1], cores()),
         )
         products = {"polygons": polygons, "raster": raster, "raster-classes": sidecar, "style": style}
         if picture is not None:

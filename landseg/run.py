@@ -24,7 +24,14 @@ from torch import Tensor
 from landseg import __version__
 from landseg.chips import Batch
 from landseg.config import RunConfig
-from landseg.errors import MemoryLimitError, OutputExistsError, RunInterruptedError, SceneError, UsageError
+from landseg.errors import (
+    EmptySceneError,
+    MemoryLimitError,
+    OutputExistsError,
+    RunInterruptedError,
+    SceneError,
+    UsageError,
+)
 from landseg.grid import Grid, Strip, Tiling, windows_of
 from landseg.hrefs import from_folder
 from landseg.legend import NODATA
@@ -46,13 +53,13 @@ from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
 from landseg.outputs.imagery import Imagery
 from landseg.outputs.manifest import listed_files, write_manifest
-from landseg.outputs.picture import draw_picture
+from landseg.outputs.picture import PICTURE_PX, draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygonizing import check_minima, merging_of
-from landseg.polygons.strips import PIXELS_AT_ONCE
+from landseg.polygons.strips import projected_bytes, threads_within
 from landseg.predict import choose_device, choose_precision
 from landseg.scene import (
     CELL_PX,
@@ -68,14 +75,11 @@ from landseg.scene import working_grid as choose_grid
 
 log = logging.getLogger(__name__)
 
-PICTURE_PX = 1600
-"""Longest side of the map that the picture is drawn from."""
-
 BASE_BYTES = 820 * 2**20
 """What Python, torch and GDAL take; measured on Linux with torch 2.15, on the CPU."""
 
-POLYGON_BYTES_PER_PIXEL = 70
-"""Of a strip that polygons are made of; measured on maps of 20 pixels a polygon."""
+UNRECORDED = {"overwrite", "max_memory", "workers", "scheduler"}
+"""Options that a manifest leaves out: how a map was made, and not what of."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class Plan:
     @property
     def memory_bytes(self) -> int:
         """Projected peak of main memory."""
-        base = BASE_BYTES + int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+        base = base_bytes()
         if self.config.scheduler is not None:
             return base + max(self._joining_bytes, self._polygons_bytes)
         if self.config.workers is not None:
@@ -213,8 +217,7 @@ class Plan:
 
     @property
     def _polygons_bytes(self) -> int:
-        # Strips are traced, joined and simplified behind each other, and a wide map's strip has one row at least.
-        return (self.threads + 2) * max(PIXELS_AT_ONCE, self.grid.shape[1]) * POLYGON_BYTES_PER_PIXEL
+        return projected_bytes(self.grid.shape[1], self.threads)
 
     @cached_property
     def strips(self) -> tuple[Strip, ...]:
@@ -320,13 +323,11 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         If the device asked for is not there.
     """
     check_format(out)
-    bundle = read_bundle(config.model)
+    bundle, device, dtype = check_config(config)
     card = bundle.card
-    check_minima(config, card.legend)
     info = describe_scene(scene, config.assume_crs)
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
-    device, dtype = _device(config)
     plan = Plan(
         config=config,
         info=info,
@@ -338,10 +339,37 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         dtype=dtype,
         batch=config.batch or (8 if device.type == "cpu" else 64),
         threads=cores(),
-        budget_bytes=int(config.max_memory or available_bytes() / 2),
+        budget_bytes=memory_budget(config),
         outputs=OutputPaths.of(out, picture=config.picture, project=config.qgis_project),
     )
     return _fitted(plan)
+
+
+def check_config(config: RunConfig) -> tuple[Bundle, torch.device, torch.dtype]:
+    """Look up the model, and where and in what type it runs: what is decided whatever the scene.
+
+    Raises
+    ------
+    UsageError
+        If options exclude each other, or one names what there is not.
+    BundleError
+        If the model can't be used.
+    ResourceError
+        If the device or the scheduler asked for is not there.
+    """
+    bundle = read_bundle(config.model)
+    check_minima(config, bundle.card.legend)
+    return bundle, *_device(config)
+
+
+def base_bytes() -> int:
+    """Say what main memory a process takes before it maps anything."""
+    return BASE_BYTES + int(GDAL_OPTIONS["GDAL_CACHEMAX"])
+
+
+def memory_budget(config: RunConfig) -> int:
+    """Say how much main memory is to be kept to."""
+    return int(config.max_memory or available_bytes() / 2)
 
 
 def _device(config: RunConfig) -> tuple[torch.device, torch.dtype]:
@@ -367,20 +395,14 @@ def _fitted(plan: Plan) -> Plan:
     Of the numbers of chips that fit, that one is taken whose finished strips an earlier run has left, whatever memory
     was free then; else the largest.
     """
-    plans = [plan]
+    budget = plan.budget_bytes - base_bytes()
+    plans = [replace(plan, threads=threads_within(budget, plan.grid.shape[1], plan.threads))]
     while plans[-1].batch > 1 and plan.config.batch is None:
-        plans.append(replace(plan, batch=plans[-1].batch // 2))
-    plans = [_with_fewer_threads(one) for one in plans]
+        plans.append(replace(plans[-1], batch=plans[-1].batch // 2))
     fitting = [one for one in plans if one.memory_bytes <= one.budget_bytes] or plans[-1:]
     if not Drafts(plan.outputs.polygons).folder.is_dir():
         return fitting[0]
     return next((one for one in fitting if Drafts(plan.outputs.polygons, map_job(one).key).kept.is_dir()), fitting[0])
-
-
-def _with_fewer_threads(plan: Plan) -> Plan:
-    while plan.memory_bytes > plan.budget_bytes and plan.threads > 1:
-        plan = replace(plan, threads=plan.threads - 1)
-    return plan
 
 
 def check(plan: Plan) -> None:
@@ -590,8 +612,11 @@ def _write_labels(
             raster.write(rows.labels, rows.confidence)
             valid_pixels += int(np.count_nonzero(rows.labels))
     if valid_pixels == 0:
+        lost = store.lost()
         store.clear()
-        raise SceneError(f"{job.info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
+        if lost:
+            raise SceneError(f"{job.info.path} can't be read: the file is damaged or out of reach")
+        raise EmptySceneError(f"{job.info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
     return raster, valid_pixels
 
 
@@ -651,7 +676,7 @@ def versions() -> dict[str, str]:
 
 
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
-    config = plan.config.model_dump(mode="json", exclude={"overwrite", "max_memory", "workers", "scheduler"})
+    config = plan.config.model_dump(mode="json", exclude=UNRECORDED)
     return {
         "landseg:scene": {
             "href": plan.info.shown,

@@ -24,7 +24,7 @@ from rasterio.errors import CRSError, NodataShadowWarning, NotGeoreferencedWarni
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from landseg.errors import BandError, CrsError, GsdError, SceneError
+from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid, cells, shrunk
 from landseg.hrefs import hide_secrets, is_remote
 
@@ -592,7 +592,7 @@ def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, floa
         values = band.compressed()
         values = values[np.isfinite(values)]
         if values.size == 0:
-            raise SceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
+            raise EmptySceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
         low, high = (float(v) for v in np.percentile(values, (2, 98)))
         ranges.append((low, high if high > low else low + 1.0))
     return tuple(ranges)

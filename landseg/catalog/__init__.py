@@ -3,6 +3,7 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pystac
 from filelock import FileLock
@@ -82,18 +83,55 @@ def add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     DiskError
         If it can't be written.
     """
+    # Two that add at the same time would each write the collection without the other's item.
+    lock = FileLock(catalog.with_name(f".{catalog.name}.lock"))
     with writing(catalog):
         catalog.resolve().parent.mkdir(parents=True, exist_ok=True)
-    # Two that add at the same time would each write the collection without the other's item.
-    with FileLock(catalog.with_name(f".{catalog.name}.lock")):
+        lock.acquire()
+    try:
         return _add_item(catalog, item, collection_id)
+    finally:
+        lock.release()
+
+
+def has_item(catalog: Path, item: pystac.Item, collection_id: str) -> bool:
+    """Tell whether a collection leads to an item of the same id whose files have the same checksums.
+
+    Raises
+    ------
+    CatalogError
+        If the catalog is there and can't be read.
+    """
+    if not catalog.exists():
+        return False
+    collection = _collection(open_catalog(str(catalog)), collection_id)
+    place = str(item_folder(catalog, collection_id, item.id) / f"{item.id}.json")
+    if collection is None or place not in [link.get_absolute_href() for link in collection.get_item_links()]:
+        return False
+    try:
+        return _checksums(pystac.Item.from_file(place)) == _checksums(item)
+    except UNREADABLE:
+        return False
+
+
+def _checksums(item: pystac.Item) -> dict[str, Any]:
+    return {key: asset.extra_fields.get("file:checksum") for key, asset in item.assets.items()}
+
+
+def _collection(root: pystac.Catalog, collection_id: str) -> pystac.Catalog | None:
+    try:
+        return root.get_child(collection_id)
+    except UNREADABLE as error:
+        raise CatalogError(
+            f"can't read the collection '{collection_id}' of {root.get_self_href()}", f"{error}".splitlines()[0]
+        ) from error
 
 
 def _add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     root = open_catalog(str(catalog)) if catalog.exists() else _new_catalog(catalog)
     # Links are relative, so that the whole can be moved.
     root.catalog_type = pystac.CatalogType.SELF_CONTAINED
-    collection = root.get_child(collection_id)
+    collection = _collection(root, collection_id)
     if collection is None:
         collection = _new_collection(collection_id, item)
         root.add_child(collection)

@@ -16,6 +16,9 @@ from landseg.legend import Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import writing
 
+PICTURE_PX = 1600
+"""Longest side of the map that it is drawn from."""
+
 # All lengths are in inches on a slide of 16:9, all positions (left, bottom).
 WIDTH, HEIGHT, DPI = 40 / 3, 7.5, 150
 MARGIN = 0.6

@@ -19,6 +19,9 @@ from landseg.polygons.compiled import kernel
 PIXELS_AT_ONCE = 2**21
 """In a strip."""
 
+BYTES_PER_PIXEL = 70
+"""Of memory that a strip's pixels take; measured on maps of 20 pixels a polygon."""
+
 MOST_CLASSES = 255
 """As many as labels of 8 bits tell apart beside nodata."""
 
@@ -64,6 +67,17 @@ class Strips:
             if MaskFlags.per_dataset not in file.mask_flag_enums[band - 1]:
                 return pixels
             return np.where(file.read_masks(band, window=window), pixels.astype(np.float64), np.nan)
+
+
+def projected_bytes(cols: int, threads: int) -> int:
+    """Project the peak of memory that drawing polygons takes."""
+    # Strips are traced, joined and simplified behind each other, and a wide map's strip has one row at least.
+    return (threads + 2) * max(PIXELS_AT_ONCE, cols) * BYTES_PER_PIXEL
+
+
+def threads_within(budget_bytes: int, cols: int, most: int) -> int:
+    """Say how many threads may draw polygons in so much memory; one at least."""
+    return next((n for n in range(most, 1, -1) if projected_bytes(cols, n) <= budget_bytes), 1)
 
 
 @kernel

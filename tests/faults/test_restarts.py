@@ -164,6 +164,22 @@ def test_damage_that_was_let_pass_is_not_let_pass_later(
         execute(build_plan(str(damaged), out, config))
 
 
+def test_a_scene_of_which_nothing_can_be_read_is_not_taken_for_an_empty_one(
+    make_scene: SceneMaker, city: NDArray[np.uint8], config: RunConfig, tmp_path: Path
+) -> None:
+    path = make_scene(city, compress="deflate")
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0].aspage()
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with path.open("r+b") as file:
+        for offset, size in places:
+            file.seek(offset)
+            file.write(b"\xff" * size)
+    with pytest.raises(SceneError, match="damaged or out of reach") as caught:
+        execute(build_plan(str(path), tmp_path / "map.gpkg", config.model_copy(update={"on_error": "nodata"})))
+    assert caught.type is SceneError
+
+
 def test_strips_of_another_run_are_not_used(scene: Path, config: RunConfig, tmp_path: Path) -> None:
     def key(**changes: object) -> str:
         plan = build_plan(str(scene), tmp_path / "map.gpkg", config.model_copy(update=changes))

@@ -16,6 +16,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 import landseg.batch
+import landseg.region
 from landseg.batch import Report, find_scenes, load_pipeline, plan_jobs, run_batch
 from landseg.catalog import open_catalog
 from landseg.catalog.search import SceneRef
@@ -150,6 +151,16 @@ def test_what_can_t_be_reached_comes_again_after_the_others(
     assert [(entry.status, entry.attempts, entry.unreachable) for entry in report.entries] == [("failed", 2, True)]
 
 
+def test_a_scene_elsewhere_without_a_valid_pixel_is_not_asked_again(
+    make_scene: SceneMaker, write_pipeline: WritePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_scene(np.zeros((3, 50, 50), np.uint8), "empty.tif", nodata=0)
+    monkeypatch.setattr(landseg.batch, "is_remote", lambda _: True)
+    (entry,) = run(write_pipeline(scenes={"files": ["empty.tif"]}), sleep=pytest.fail).entries
+    assert "no valid pixel" in entry.why
+    assert (entry.attempts, entry.unreachable) == (1, False)
+
+
 def test_two_batches_do_not_share_a_folder(
     two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
 ) -> None:
@@ -187,6 +198,122 @@ def test_maps_are_added_to_a_catalog(two_scenes: list[Path], write_pipeline: Wri
         assert items["set-a"].assets["raster"].get_absolute_href() == str(tmp_path / "maps/set/a.tif")
         assert validate(root).faults == []
         (tmp_path / "maps/maps/set-a/set-a.json").unlink()
+
+
+def test_a_catalog_that_can_t_be_written_does_not_cost_the_report(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    catalog = tmp_path / "catalog.json"
+    catalog.write_text("no JSON")
+    path = write_pipeline(catalog="catalog.json", webhook="http://127.0.0.1:9/hook")
+    outcome = landseg("batch", path, "--json", "--quiet")
+    assert outcome.code == 5
+    assert "the webhook could not be reached" in outcome.err
+    *maps, failed = json.loads(outcome.out)["entries"]
+    assert [entry["status"] for entry in maps] == ["mapped", "mapped"]
+    assert (failed["scene"], failed["status"]) == (f"catalog {catalog}", "failed")
+    assert "can't read the catalog" in failed["why"]
+    assert json.loads((tmp_path / "maps/run.json").read_text()) == json.loads(outcome.out)
+    catalog.unlink()
+    assert [entry.status for entry in run(path).entries] == ["current", "current"]
+    assert len(list(open_catalog(str(catalog)).get_items(recursive=True))) == 2
+
+
+def test_an_old_item_of_a_catalog_is_renewed(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    run(write_pipeline(catalog="catalog.json"))
+    item = tmp_path / "maps/a/a.json"
+    former = item.read_text()
+    # Mapped again by a pipeline without the catalog, so that the map is current and its item is not.
+    run(write_pipeline(min_area="1ha", picture=True))
+    assert "picture" not in json.loads(item.read_text())["assets"]
+    report = run(write_pipeline(min_area="1ha", picture=True, catalog="catalog.json"))
+    assert report.counts == {"current": 2}
+    assert "picture" in json.loads(item.read_text())["assets"]
+    assert item.read_text() != former
+    assert validate(open_catalog(str(tmp_path / "catalog.json"))).faults == []
+    time = item.stat().st_mtime_ns
+    run(write_pipeline(min_area="1ha", picture=True, catalog="catalog.json"))
+    assert item.stat().st_mtime_ns == time
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"model": "none-such"}, "none-such"),
+        ({"min_area": "50m2,harbour=1ha"}, "harbour"),
+        ({"workers": 2, "scheduler": "tcp://127.0.0.1:9"}, "exclude each other"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_fault_of_the_whole_pipeline_is_said_once(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, keys: Any, says: str, dry_run: bool
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        run(write_pipeline(**keys), dry_run=dry_run)
+    assert not (tmp_path / "maps").exists()
+
+
+@pytest.mark.parametrize(
+    ("remote", "status"), [(True, "due: parts could not be read"), (False, "current: nothing changed")]
+)
+def test_what_a_server_did_not_give_is_asked_for_again(
+    two_scenes: list[Path],
+    write_pipeline: WritePipeline,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    remote: bool,
+    status: str,
+) -> None:
+    path = write_pipeline(on_error="nodata")
+    run(path)
+    place = tmp_path / "maps/a.json"
+    manifest = json.loads(place.read_text())
+    manifest["properties"]["landseg:lost_windows"] = [[0, 0, 32, 32]]
+    place.write_text(json.dumps(manifest))
+    monkeypatch.setattr(landseg.batch, "is_remote", lambda href: remote and href.endswith(".tif"))
+    report = run(write_pipeline(on_error="nodata", scenes={"files": [str(path) for path in two_scenes]}), dry_run=True)
+    assert statuses(report) == {"a": status, "b": "current: nothing changed"}
+
+
+def test_a_region_records_what_it_is_made_of_and_no_more(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """A folder of its own is made for it, and options that do not concern it make it neither due nor longer."""
+    merge = {"merge": {"name": "sub/region"}}
+    assert statuses(run(write_pipeline(**merge)))["sub/region"] == "mapped: new"
+    config = json.loads((tmp_path / "maps/sub/region.json").read_text())["properties"]["landseg:config"]
+    of_scene = json.loads((tmp_path / "maps/a.json").read_text())["properties"]["landseg:config"]
+    assert config == {key: value for key, value in of_scene.items() if key != "qgis_project"}
+    changed = statuses(run(write_pipeline(**merge, qgis_project=True, max_memory="8GB")))
+    assert changed == {
+        "a": "mapped: options changed: qgis_project",
+        "b": "mapped: options changed: qgis_project",
+        "sub/region": "current: nothing changed",
+    }
+    assert not (tmp_path / "maps/sub/region.qgz").exists()
+
+
+@pytest.mark.parametrize(("max_memory", "threads"), [("100GB", 6), ("2GB", 3)])
+def test_a_region_s_polygons_keep_to_the_budget(
+    two_scenes: list[Path],
+    write_pipeline: WritePipeline,
+    monkeypatch: pytest.MonkeyPatch,
+    max_memory: str,
+    threads: int,
+) -> None:
+    given = []
+    draw_layer = landseg.region.draw_layer
+
+    def drawn(*values: Any, **options: Any) -> Any:
+        given.append(options["threads"])
+        return draw_layer(*values, **options)
+
+    monkeypatch.setattr(landseg.region, "draw_layer", drawn)
+    monkeypatch.setattr(landseg.region, "cores", lambda: 6)
+    assert statuses(run(write_pipeline(merge={}, max_memory=max_memory)))["region"] == "mapped: new"
+    assert given == [threads]
 
 
 def test_a_region_is_made_of_what_is_there(
@@ -342,7 +469,7 @@ def test_the_table_and_the_exit_code(
     assert rows[0] == ["map", "status", "time", "why"]
     assert "mapping" not in outcome.err
     assert [row[:2] for row in rows[1:3]] == [["a", "mapped"], ["b", "failed"]]
-    assert "1 of 2 maps failed" in outcome.err
+    assert "1 of 2 failed" in outcome.err
     two_scenes[1].unlink()
     outcome = landseg("batch", write_pipeline(), "--json", "--quiet")
     assert outcome.code == 0

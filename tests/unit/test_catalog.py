@@ -11,10 +11,11 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp
 
-from landseg.catalog import add_item, open_catalog
+from landseg.catalog import add_item, has_item, open_catalog
 from landseg.catalog.items import Description, scene_item
 from landseg.catalog.search import search
 from landseg.catalog.validation import validate
+from landseg.errors import CatalogError, DiskError
 from landseg.model.bundle import SHIPPED
 from tests.conftest import DEMO_LABELS, DEMO_SCENE, ROOT, Landseg, SceneMaker
 
@@ -118,6 +119,36 @@ def test_adding_again_replaces_and_widens(make_scene: SceneMaker, city: NDArray[
     (interval,) = collection.extent.temporal.intervals
     assert [f"{time:%Y-%m-%d}" for time in interval if time] == ["2026-01-01", "2026-05-03"]
     assert validate(open_catalog(str(catalog))).faults == []
+
+
+def test_an_item_is_there_if_it_is_led_to_and_its_files_are_the_same(
+    make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path
+) -> None:
+    item = scene_item("city", make_scene(city), DAY)[0]
+    assert not has_item(catalog, item, "scenes")
+    add_item(catalog, item, "scenes")
+    assert has_item(catalog, item, "scenes")
+    assert not has_item(catalog, item, "maps")
+    assert not has_item(catalog, scene_item("city", make_scene(city[:, ::-1]), DAY)[0], "scenes")
+    collection = catalog.parent / "scenes/collection.json"
+    content = json.loads(collection.read_text())
+    content["links"] = [link for link in content["links"] if link["rel"] != "item"]
+    collection.write_text(json.dumps(content))
+    assert not has_item(catalog, item, "scenes")
+    collection.write_text("no JSON")
+    for use in (has_item, add_item):
+        with pytest.raises(CatalogError, match="the collection 'scenes'"):
+            use(catalog, item, "scenes")
+
+
+def test_a_catalog_s_place_that_can_t_be_written(
+    make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path
+) -> None:
+    item = scene_item("city", make_scene(city), DAY)[0]
+    lock = catalog.with_name(f".{catalog.name}.lock")
+    lock.mkdir(parents=True)
+    with pytest.raises(DiskError, match="can't write"):
+        add_item(catalog, item, "scenes")
 
 
 def test_a_catalog_can_be_moved_with_its_files(make_scene: SceneMaker, city: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.crs import CRS
 
-from landseg.errors import SceneError, UsageError
+from landseg.errors import EmptySceneError, UsageError
 from landseg.grid import Grid
 from landseg.legend import Legend
 from landseg.outputs.raster import LabelRaster
@@ -93,6 +93,25 @@ def test_neither_strips_nor_the_order_of_maps_matter(overlapping: Any, rule: Mer
         assert (merged(parts[::-1], rule, strip_rows) == expected).all()
 
 
+def open_rasters(folder: Path) -> list[str]:
+    """Name the rasters of a folder that this process holds open."""
+    held = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return sorted(path.name for path in held if path.parent == folder)
+
+
+def test_a_map_is_open_from_its_first_row_to_its_last(tmp_path: Path, legend: Legend) -> None:
+    parts = []
+    for index in range(3):
+        path = tmp_path / f"{index}.tif"
+        write_map(path, np.full((20, 30), 5), 90, legend, ORIGIN @ Affine.translation(0, 15 * index))
+        parts.append(Part(str(index), path))
+    grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
+    held = [open_rasters(tmp_path) for _ in merge_rows(parts, grid, "most-confident", strip_rows=5)]
+    assert held == [
+        ["0.tif"], ["0.tif"], ["0.tif"], ["1.tif"], ["1.tif"], ["1.tif"], ["2.tif"], ["2.tif"], ["2.tif"], []
+    ]  # fmt: skip
+
+
 def region(
     parts: list[Part], folder: Path, legend: Legend, rule: MergeRule = "most-confident"
 ) -> geopandas.GeoDataFrame:
@@ -103,8 +122,16 @@ def region(
         "picture": folder / "r.png",
     }
     write_region(
-        parts, rule, **paths, legend=legend, merging=NO_MERGING, simplify_m=0, versions={}, properties={}
-    )  # fmt: skip
+        parts,
+        rule,
+        **paths,
+        legend=legend,
+        merging=NO_MERGING,
+        simplify_m=0,
+        polygons_bytes=2**30,
+        versions={},
+        properties={},
+    )
     return geopandas.read_file(folder / "r.gpkg", layer="landuse")
 
 
@@ -192,6 +219,6 @@ def test_rules_need_what_they_sort_by(rule: MergeRule, says: str) -> None:
 
 def test_nothing_to_merge(tmp_path: Path, legend: Legend) -> None:
     empty = write_map(tmp_path / "a.tif", np.zeros((20, 20)), 0, legend, ORIGIN)
-    with pytest.raises(SceneError, match="no valid pixel"):
+    with pytest.raises(EmptySceneError, match="no valid pixel"):
         region([Part("a", empty)], tmp_path, legend)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.draft", "a.tif", "a.tif.aux.xml"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rasterio.control import GroundControlPoint
 from rasterio.crs import CRS
 
-from landseg.errors import BandError, CrsError, GsdError, SceneError
+from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import Grid
 from landseg.scene import SceneInfo, describe_scene, match_bands, value_ranges, working_grid
 from tests.conftest import DEMO_SCENE, UTM40, SceneMaker
@@ -196,7 +196,7 @@ class TestValueRanges:
 
     def test_nothing_valid(self, make_scene: SceneMaker) -> None:
         scene = describe_scene(str(make_scene(np.full((1, 9, 9), np.nan, np.float32))))
-        with pytest.raises(SceneError, match="no valid pixel"):
+        with pytest.raises(EmptySceneError, match="no valid pixel"):
             value_ranges(scene, (1,), given=None)
 
 

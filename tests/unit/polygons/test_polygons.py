@@ -11,6 +11,7 @@ from rasterio.crs import CRS
 
 from landseg.grid import Grid
 from landseg.polygons import Polygons, polygonize
+from landseg.polygons.strips import projected_bytes, threads_within
 
 UTM = CRS.from_epsg(32640)
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 2_700_000)
@@ -143,3 +144,12 @@ def test_one_pixel(tmp_path: Path) -> None:
     assert polygons.confidence.tolist() == [42]
     assert polygons.area_m2 == pytest.approx(4, rel=1e-3)
     assert polygons.perimeter_m == pytest.approx(8, rel=1e-3)
+
+
+@pytest.mark.parametrize("cols", [100, 5_000_000])
+def test_as_many_threads_as_memory_allows(cols: int) -> None:
+    for threads in (1, 3, 6):
+        assert threads_within(projected_bytes(cols, threads), cols, 8) == threads
+    assert threads_within(projected_bytes(cols, 3) - 1, cols, 8) == 2
+    assert threads_within(projected_bytes(cols, 9), cols, 4) == 4
+    assert threads_within(-1, cols, 4) == 1
