@@ -127,6 +127,8 @@ def test_it_can_be_used_without_a_mouse(page: Page) -> None:
     page.keyboard.press("Enter")
     assert "Mean confidence" in page.locator(".leaflet-popup-content").inner_text()
     page.keyboard.press("Escape")
+    # It fades out, and would be taken for the next one.
+    page.locator(".leaflet-popup-content").wait_for(state="detached")
 
     page.locator("#opacity").focus()
     page.keyboard.press("ArrowRight")
