@@ -402,7 +402,10 @@ def _fitted(plan: Plan) -> Plan:
     fitting = [one for one in plans if one.memory_bytes <= one.budget_bytes] or plans[-1:]
     if not Drafts(plan.outputs.polygons).folder.is_dir():
         return fitting[0]
-    return next((one for one in fitting if Drafts(plan.outputs.polygons, map_job(one).key).kept.is_dir()), fitting[0])
+    # The scene's values, which the job may look at, are the same for all.
+    job = map_job(plan)
+    kept = {one.batch: Drafts(plan.outputs.polygons, replace(job, batch=one.batch).key).kept for one in fitting}
+    return next((one for one in fitting if kept[one.batch].is_dir()), fitting[0])
 
 
 def check(plan: Plan) -> None:

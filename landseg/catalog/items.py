@@ -1,6 +1,5 @@
 """Items of a catalog: made from a scene's file, or taken over from what a run or a training wrote."""
 
-import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from landseg.catalog.search import read_interval
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
 from landseg.outputs.drafts import writing
-from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROJECTION_SCHEMA
+from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROJECTION_SCHEMA, checksum
 from landseg.scene import SceneInfo, describe_scene, read_overview, value_ranges
 
 EO_SCHEMA = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
@@ -204,12 +203,10 @@ def _thumbnail(info: SceneInfo, overview: np.ma.MaskedArray[Any, Any]) -> NDArra
 
 
 def _file_asset(path: Path, title: str, roles: list[str], fields: dict[str, Any]) -> pystac.Asset:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     return pystac.Asset(
         str(path.resolve()),
         title,
         media_type=MEDIA_TYPES.get(path.suffix.lower()),
         roles=roles,
-        extra_fields={"file:size": path.stat().st_size, "file:checksum": "1220" + digest} | fields,
+        extra_fields={"file:size": path.stat().st_size, "file:checksum": checksum(path)} | fields,
     )

@@ -1,6 +1,5 @@
 """Whether a catalog is what it says: its JSON by schemas that come with landseg, its files by size and checksum."""
 
-import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -14,10 +13,10 @@ from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
 from landseg.catalog import UNREADABLE
 from landseg.hrefs import is_remote
+from landseg.outputs.manifest import SHA256_MULTIHASH, checksum
 
 SCHEMAS = files("landseg.catalog") / "schemas"
 PROJJSON = "https://proj.org/schemas/v0.7/projjson.schema.json"
-SHA256_MULTIHASH = "1220"
 
 
 @dataclass
@@ -110,14 +109,12 @@ def _check_assets(item: pystac.Item, found: Validation) -> None:
         if not path.is_file():
             found.faults.append(f"{place}: there is no {asset.href}")
             continue
-        checksum = str(stated.get("file:checksum", ""))
-        if not checksum.startswith(SHA256_MULTIHASH):
+        expected = str(stated.get("file:checksum", ""))
+        if not expected.startswith(SHA256_MULTIHASH):
             found.unchecked.append(f"{place} has no SHA-256")
             continue
         found.assets += 1
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if checksum != SHA256_MULTIHASH + actual:
+        if checksum(path) != expected:
             found.faults.append(f"{place}: {asset.href} is not the file that was added: its checksum differs")
 
 

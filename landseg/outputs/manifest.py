@@ -20,6 +20,9 @@ FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
+SHA256_MULTIHASH = "1220"
+"""What a multihash of this kind begins with."""
+
 MEDIA_TYPES: Mapping[str, str] = {
     ".gpkg": pystac.MediaType.GEOPACKAGE,
     ".parquet": pystac.MediaType.PARQUET,
@@ -33,6 +36,12 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".qgz": "application/x-qgis-project",
     ".png": pystac.MediaType.PNG,
 }
+
+
+def checksum(path: Path) -> str:
+    """Give a file's SHA-256 as a multihash, which is what STAC's file extension asks for."""
+    with path.open("rb") as file:
+        return SHA256_MULTIHASH + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def listed_files(manifest: Path) -> set[str]:
@@ -109,9 +118,7 @@ def write_manifest(
         item.properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
     classes = [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
     for key, product in products.items():
-        with product.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": "1220" + digest}
+        extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": checksum(product)}
         if product.suffix == ".tif":
             extra["bands"] = [{"name": "land use", "classification:classes": classes}, {"name": "confidence"}]
         item.add_asset(
