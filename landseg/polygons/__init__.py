@@ -23,11 +23,11 @@ from landseg.grid import Grid
 from landseg.machine import cores
 from landseg.polygons.assemble import (
     Finished,
+    Held,
     Rings,
     concatenate,
     open_first,
     place_on_ground,
-    split,
     to_wkb,
 )
 from landseg.polygons.label import Faces, LabelledStrip, SeamJoiner
@@ -236,13 +236,12 @@ def _finished(
         arcs, last_row = joined
         return simplify_arcs(arcs, marks, linear, tolerance_m) if tolerance_m > 0 else arcs, last_row
 
-    held = Arcs.none()
+    held = Held()
     for complete, last_row in ahead(pool, simplify, join(), workers):
         is_open = np.zeros(len(faces) + 1, np.bool_)
         is_open[last_row] = True
         is_open[0] = False
-        finished, held = split(concatenate((held, complete)), is_open)
-        yield finished
+        yield held.exchange(complete, is_open)
 
 
 def _draw(

@@ -66,23 +66,61 @@ def _stable_order(faces: NDArray[np.int32]) -> NDArray[np.int64]:
     return order[np.argsort((faces >> 16).astype(np.uint16)[order], kind="stable")]
 
 
-def split(arcs: Arcs, is_open: NDArray[np.bool_]) -> tuple[Finished, Arcs]:
-    """Tell the arcs of finished faces from those that an open face needs still; some are both.
+class Held:
+    """Arcs that open faces need still, strip by strip.
 
-    In the latter, face 0 takes the place of finished ones, so that each face is finished once.
-
-    Parameters
-    ----------
-    arcs
-        Complete ones.
-    is_open
-        (faces + 1,) bool; face 0, which is none, is not open.
+    An arc between a finished face and an open one has face 0 in the place of the former, so that each face is finished
+    once. Only the strips in which a face has arcs are looked at when it is finished: what it costs grows with the
+    height of the faces, and not with that of the map.
     """
-    sides = arcs.faces.ravel()
-    open_sides = is_open[sides]
-    finished = np.flatnonzero(~open_sides & (sides != 0))
-    needed = _select(arcs, np.flatnonzero(open_sides.reshape(-1, 2).any(axis=1)))
-    return Finished(arcs, sides[finished], finished), needed._replace(faces=needed.faces * is_open[needed.faces])
+
+    def __init__(self) -> None:
+        self._arcs: dict[int, Arcs] = {}
+        self._strips_of: dict[int, list[int]] = {}
+        self._count = 0
+
+    def exchange(self, complete: Arcs, is_open: NDArray[np.bool_]) -> Finished:
+        """Take the arcs that are complete with a strip, and give those of the faces that are finished with it.
+
+        Parameters
+        ----------
+        complete
+            Arcs that end in the strip.
+        is_open
+            (faces + 1,) bool: whether a face goes on below the strip. Face 0, which is none, does not.
+        """
+        closing = [face for face in self._strips_of if not is_open[face]]
+        strips = sorted({strip for face in closing for strip in self._strips_of.pop(face)})
+        is_closing = np.zeros(len(is_open), np.bool_)
+        is_closing[closing] = True
+        released = [self._release(strip, is_closing) for strip in strips]
+        self._hold(complete, is_open)
+        # All sides that are given of the arcs held so far are of finished faces.
+        arcs = concatenate((*released, complete))
+        sides = arcs.faces.ravel()
+        finished = np.flatnonzero(~is_open[sides] & (sides != 0))
+        return Finished(arcs, sides[finished], finished)
+
+    def _release(self, strip: int, is_closing: NDArray[np.bool_]) -> Arcs:
+        """Give a strip's arcs of closing faces, and hold what others need of them."""
+        arcs = self._arcs.pop(strip)
+        closing = is_closing[arcs.faces]
+        released = _select(arcs, np.flatnonzero(closing.any(axis=1)))
+        faces = arcs.faces * ~closing
+        needed = faces.any(axis=1)
+        if needed.any():
+            self._arcs[strip] = _select(arcs._replace(faces=faces), np.flatnonzero(needed))
+        return released._replace(faces=released.faces * is_closing[released.faces])
+
+    def _hold(self, complete: Arcs, is_open: NDArray[np.bool_]) -> None:
+        needing = is_open[complete.faces]
+        needed = _select(complete._replace(faces=complete.faces * needing), np.flatnonzero(needing.any(axis=1)))
+        if len(needed.faces):
+            self._arcs[self._count] = needed
+            for face in np.unique(needed.faces).tolist():
+                if face:
+                    self._strips_of.setdefault(face, []).append(self._count)
+        self._count += 1
 
 
 def open_first(arcs: Arcs) -> tuple[Arcs, Arcs]:
