@@ -369,6 +369,13 @@ class AugmentationConfig(Strict):
     brightness: float = Field(25.0, ge=0, description="largest shift on the scale 0-255")
 
 
+class TeacherConfig(Strict):
+    """A trained network to learn from besides the labels."""
+
+    model: str = Field(description="a model, or a TorchScript file that maps pixels on the scale 0-255 to logits")
+    weight: float = Field(1.0, gt=0, description="of the cross-entropy towards its answer, beside the loss's 1")
+
+
 class OptimisationConfig(Strict):
     """How to train."""
 
@@ -384,6 +391,7 @@ class OptimisationConfig(Strict):
     warm_up_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
     coarse_steps: int = Field(0, ge=0, description="first steps, at output stride 16: a third of the work of 8")
     loss: LossConfig = LossConfig()
+    teacher: TeacherConfig | None = None
     auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0.4 in the paper")
     augmentation: AugmentationConfig = AugmentationConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1, description="of the weights' running average, which is then kept")

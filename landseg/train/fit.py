@@ -22,6 +22,7 @@ from landseg.train.evaluate import Scores
 from landseg.train.labels import IGNORED
 from landseg.train.losses import Objective
 from landseg.train.samples import Sites, Source
+from landseg.train.teacher import Teacher
 
 OptimiserName = Literal["adamw", "sgd"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -77,6 +78,8 @@ class Training(lightning.LightningModule):
         How the weights are moved.
     objective
         What they are moved towards.
+    teacher
+        Answers each batch as well, for the objective's loss towards it.
     """
 
     mean: Tensor
@@ -89,11 +92,13 @@ class Training(lightning.LightningModule):
         std: tuple[float, ...],
         schedule: Schedule,
         objective: Objective | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__()
         self.network = PSPNet(architecture, auxiliary=architecture.auxiliary).to(memory_format=torch.channels_last)
         self.schedule = schedule
         self.objective = objective or Objective()
+        self.teacher = teacher
         self.confusion = MulticlassConfusionMatrix(architecture.classes, ignore_index=IGNORED, validate_args=False)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -111,12 +116,13 @@ class Training(lightning.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
-        x = self.normalise(batch["image"])
+        x, mask = self.normalise(batch["image"]), batch["mask"]
+        taught = None if self.teacher is None else self.teacher(batch["image"])
         if self.network.auxiliary is None:
-            loss = self.objective(self.network(x), batch["mask"])
+            loss = self.objective(self.network(x), mask, taught)
         else:
             logits, auxiliary = self.network(x, with_auxiliary=True)
-            loss = self.objective.of_both_heads(logits, auxiliary, batch["mask"])
+            loss = self.objective.of_both_heads(logits, auxiliary, mask, taught)
         self.log("loss", loss, prog_bar=True)
         return loss
 

@@ -33,6 +33,7 @@ from landseg.train.landcover import predictions, read_chips
 from landseg.train.losses import Objective
 from landseg.train.material import label_codes, open_material
 from landseg.train.samples import Pair, Sites
+from landseg.train.teacher import open_teacher
 from landseg.train.transfer import transfer
 
 EXAMPLES = 6
@@ -59,7 +60,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     TrainingDataError
         If scenes and labels can't be trained on; see `landseg.train.material.open_material`.
     BundleError
-        If the initial weights are not of the configuration's backbone.
+        If the initial weights are not of the configuration's backbone, or the teacher teaches something else.
     UsageError
         If the configuration contradicts itself or the named set, or there is no model to fine-tune of that name.
     """
@@ -76,7 +77,11 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     architecture = _architecture(config, terms, len(legend))
     # A model to fine-tune expects pixels on the scale that it was trained with.
     mean, std = (statistics.mean, statistics.std) if terms.base is None else (terms.base.card.mean, terms.base.card.std)
-    training = Training(architecture, mean, std, _schedule(options), _objective(options, legend, statistics.shares))
+    teacher = None
+    if options.teacher is not None:
+        teacher = open_teacher(options.teacher.model, terms.bands, legend.names, terms.chip_px)
+    objective = _objective(options, legend, statistics.shares)
+    training = Training(architecture, mean, std, _schedule(options), objective, teacher)
     if terms.base is not None:
         transfer(training.network, terms.base.load_network().state_dict(), legend.names, terms.base.card.legend.names)
     elif options.initial_weights is not None:
@@ -236,6 +241,7 @@ def _objective(options: OptimisationConfig, legend: Legend, shares: NDArray[np.f
         class_weights=tuple(map(float, weights)) if loss.balanced or loss.class_weights else None,
         hardest_share=loss.hardest_share,
         auxiliary_weight=options.auxiliary_weight,
+        teacher=0.0 if options.teacher is None else options.teacher.weight,
     )
 
 

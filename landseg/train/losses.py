@@ -23,6 +23,8 @@ class Objective:
         Part of the labelled pixels that the cross-entropy is averaged over, those that cost most.
     auxiliary_weight
         Weight of the auxiliary head's loss: 0.4 in the paper.
+    teacher
+        Weight of the loss towards a teacher's answer, where there is one.
     """
 
     cross_entropy: float = 1.0
@@ -31,8 +33,9 @@ class Objective:
     class_weights: tuple[float, ...] | None = None
     hardest_share: float = 1.0
     auxiliary_weight: float = 0.4
+    teacher: float = 0.0
 
-    def __call__(self, logits: Tensor, mask: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, mask: Tensor, taught: Tensor | None = None) -> Tensor:
         """Compute the loss of one head.
 
         Parameters
@@ -41,11 +44,13 @@ class Objective:
             (N, K, H, W) float.
         mask
             (N, H, W) int64, channel indices; `IGNORED` pixels take no part.
+        taught
+            (N, K, H, W) float, a teacher's probabilities; pixels without a label can be learnt from it too.
 
         Returns
         -------
         Tensor
-            Scalar; 0 where nothing is labelled.
+            Scalar; 0 where nothing is labelled or taught.
         """
         loss = logits.new_zeros(())
         if self.cross_entropy:
@@ -55,14 +60,17 @@ class Objective:
             loss = loss + self.dice * dice_loss(logits, mask)
         if self.lovasz:
             loss = loss + self.lovasz * lovasz_softmax(logits, mask)
+        if taught is not None:
+            # Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2, at temperature 1.
+            loss = loss + self.teacher * F.cross_entropy(logits, taught)
         return loss
 
-    def of_both_heads(self, logits: Tensor, auxiliary: Tensor, mask: Tensor) -> Tensor:
+    def of_both_heads(self, logits: Tensor, auxiliary: Tensor, mask: Tensor, taught: Tensor | None = None) -> Tensor:
         """Compute the main head's loss plus the auxiliary head's at its weight.
 
         Zhao et al., "Pyramid Scene Parsing Network", section 3.3.
         """
-        loss: Tensor = self(logits, mask) + self.auxiliary_weight * self(auxiliary, mask)
+        loss: Tensor = self(logits, mask, taught) + self.auxiliary_weight * self(auxiliary, mask, taught)
         return loss
 
 

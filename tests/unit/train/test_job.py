@@ -3,6 +3,7 @@ from typing import Any
 
 import geopandas
 import numpy as np
+import pandas as pd
 import pyogrio
 import pytest
 import rasterio
@@ -91,6 +92,21 @@ def test_initial_weights_of_another_network_are_refused_before_training(keys: di
     # The paper's stem is deep, torchvision's is not.
     with pytest.raises(BundleError, match=r"lacks the weight conv1\.0\.weight"):
         train(TrainConfig.model_validate(keys), quiet=True)
+
+
+def test_a_training_learns_from_a_teacher(keys: dict[str, Any], small_bundle: Path, tmp_path: Path) -> None:
+    # Taught so hard that the labels hardly count.
+    teacher = {"model": str(small_bundle), "weight": 1000.0}
+    names = read_bundle(str(small_bundle)).card.legend.names
+    keys["legend"] = [{"class_id": i + 1, "name": n, "colour": f"#00000{i}"} for i, n in enumerate(names)]
+    keys["data"] |= {"label_values": dict(enumerate(names)), "ignored_values": [3, 4]}
+    keys["optimisation"] |= {"steps": 20, "checkpoint_every": 20, "learning_rate": 3e-3, "teacher": teacher}
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    log = pd.read_csv(tmp_path / "runs/log/version_0/metrics.csv")
+    assert log.loss.iloc[-1] < log.loss.iloc[0]
+    assert bundle.card.training["optimisation"]["teacher"] == teacher
+    assert not any("teacher" in name for name in torch.load(tmp_path / "runs/checkpoints/last.ckpt")["state_dict"])
 
 
 def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:

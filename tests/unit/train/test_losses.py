@@ -48,6 +48,20 @@ def test_the_papers_loss_is_the_mean_cross_entropy_of_both_heads(logits: Tensor,
     assert Objective().of_both_heads(logits, auxiliary, mask).item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_teacher_is_learnt_from_everywhere_by_both_heads(logits: Tensor, mask: Tensor) -> None:
+    taught = torch.rand(logits.shape, generator=torch.Generator().manual_seed(2)).double().softmax(dim=1)
+    auxiliary = logits.flip(-1)
+
+    def towards_teacher(scores: Tensor) -> float:
+        return float(-(taught * scores.log_softmax(dim=1)).sum(dim=1).mean())
+
+    both = Objective(teacher=0.5).of_both_heads(logits, auxiliary, mask, taught)
+    alone = Objective(teacher=0.5).of_both_heads(logits, auxiliary, mask)
+
+    gained = 0.5 * (towards_teacher(logits) + 0.4 * towards_teacher(auxiliary))
+    assert (both - alone).item() == pytest.approx(gained, rel=1e-12)
+
+
 def test_class_weights_weigh_the_mean(logits: Tensor, mask: Tensor) -> None:
     weights = (0.5, 1.0, 4.0)
     pixels = labelled(logits, mask)
