@@ -10,6 +10,7 @@ what comes of them. They get slow, so that --references and --coverages say up t
 import argparse
 import functools
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -81,10 +82,11 @@ def write_map(path: Path, texture: NDArray[np.uint8], side: int) -> None:
             file.write(texture[rows][:, columns], 1, window=Window(0, top, side, len(rows)))
 
 
-def to_shapely(raster: Path, work: Path, threads: int, tolerance_m: float = 0.0) -> int:
-    """Make landseg's polygons as shapely's objects, all of them kept."""
+def to_shapely(raster: Path, work: Path, cores: int, tolerance_m: float = 0.0) -> int:
+    """Make landseg's polygons as shapely's objects, all of them kept, on so many of the cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     grid = describe_scene(str(raster)).grid
-    batches = polygonize(raster, grid, work=work, class_ids=range(255), threads=threads, tolerance_m=tolerance_m)
+    batches = polygonize(raster, grid, work=work, class_ids=range(255), tolerance_m=tolerance_m)
     return sum(map(len, [batch.geometry for batch in batches]))
 
 
@@ -177,20 +179,20 @@ def compare(texture: str, side: int, raster: Path, small: Path, references: int,
 
     simplified = functools.partial(to_shapely, tolerance_m=TOLERANCE_M)
     ours = {
-        "exact": functools.partial(to_shapely, threads=2),
-        "exact, one thread": functools.partial(to_shapely, threads=1),
-        "simplified": functools.partial(simplified, threads=2),
-        "simplified, one thread": functools.partial(simplified, threads=1),
+        "exact": functools.partial(to_shapely, cores=2),
+        "exact, one core": functools.partial(to_shapely, cores=1),
+        "simplified": functools.partial(simplified, cores=2),
+        "simplified, one core": functools.partial(simplified, cores=1),
     }
     figures = {name: measure(way, raster, small) for name, way in ours.items()}
     gdal = measure(by_gdal, raster, small) if side <= references else None
     coverage = measure(by_coverage_simplify, raster, small) if side <= coverages else None
     for name, figure in figures.items():
-        one_thread = figures.get(f"{name}, one thread")
+        one_core = figures.get(f"{name}, one core")
         reference = gdal if name.startswith("exact") else coverage
         faster = [
             f"{slow.seconds / figure.seconds:.1f} x {what}"
-            for slow, what in ((one_thread, "one thread"), (reference, "the reference"))
+            for slow, what in ((one_core, "one core"), (reference, "the reference"))
             if slow is not None
         ]
         row(name, figure, ", ".join(faster))

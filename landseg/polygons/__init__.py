@@ -3,8 +3,8 @@
 A label raster is a planar map: faces that are bounded by arcs, each of which is shared by two of them. All is derived
 from the arcs, stored once, so that neighbours can't disagree. The raster is read twice, strip by strip: to number the
 faces (`label`), then to trace their arcs (`trace`, `seams`), from which finished faces are assembled (`assemble`) and
-put aside on disk (`spool`) until they can be given in order. Memory holds some strips, the arcs of unfinished faces and
-a few bytes for each face, whatever the size of the map.
+put aside on disk (`spool`) until all before them are finished, too. Memory holds some strips, the arcs of unfinished
+faces and a few bytes for each face, whatever the size of the map.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -39,8 +39,8 @@ from landseg.polygons.spool import Spool
 from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead
 from landseg.polygons.trace import Arcs, find_corners, find_vertices, trace_strip
 
-WORDS_AT_ONCE = 2**21
-"""Of records in a batch of polygons: some tens of thousands of small faces, or a single one that is larger."""
+WORDS_AT_ONCE = 2**17
+"""Of records in a batch of polygons: some thousands of small faces, or a single one that is larger."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,15 +163,18 @@ def polygonize(
             faces = _merge_small(strips, faces, merging, grid, pool, workers)
         metres = metres_per_pixel(grid)
         with Spool(work / "faces", len(faces)) as spool:
-            for rings in ahead(
-                pool, Finished.assemble, _finished(strips, faces, metres, tolerance_m, pool, workers), workers
-            ):
-                spool.write(rings)
+            finished = _finished(strips, faces, metres, tolerance_m, pool, workers)
+
+            def batches() -> Iterator[tuple[int, int]]:
+                for rings in ahead(pool, Finished.assemble, finished, workers):
+                    spool.write(rings)
+                    yield from spool.batches(WORDS_AT_ONCE)
+                yield from spool.batches(WORDS_AT_ONCE, rest=True)
 
             def draw(batch: tuple[int, int]) -> Polygons:
                 return _draw(spool.read(*batch), faces, strips.values, grid, metres)
 
-            yield from ahead(pool, draw, spool.batches(WORDS_AT_ONCE), workers)
+            yield from ahead(pool, draw, batches(), workers)
 
 
 def _number_faces(strips: Strips, confidence_band: int | None, pool: Executor, workers: int) -> Faces:

@@ -30,6 +30,7 @@ class Spool:
         self._offsets = np.zeros(faces + 1, np.int64)
         self._sizes = np.zeros(faces + 1, np.int32)
         self._size = 0
+        self._written = self._given = 1
 
     def __enter__(self) -> Self:
         self._file = self._path.open("w+b")
@@ -59,22 +60,47 @@ class Spool:
         except OSError as error:
             raise DiskError(f"can't write {self._path}: {error.strerror}", "make room and run it again") from error
 
-    def batches(self, words: int) -> Iterator[tuple[int, int]]:
-        """Divide all faces into runs, [first, stop), of at most so many words each, but of one face at least."""
-        ends = np.cumsum(self._sizes, dtype=np.int64)
-        first = 1
-        while first < len(ends):
-            stop = max(first + 1, int(np.searchsorted(ends, ends[first - 1] + words, side="right")))
-            yield first, stop
-            first = stop
+    def batches(self, words: int, *, rest: bool = False) -> Iterator[tuple[int, int]]:
+        """Divide the faces into runs, [first, stop), of at most so many words each, but of one face at least.
+
+        Runs do not depend on when they are asked for. Each is given once, as soon as its faces and the one after it are
+        written; those at the end when ``rest`` is asked for.
+        """
+        self._written = _first_unwritten(self._sizes, self._written)
+        while self._given < self._written:
+            stop = _stop(self._sizes, self._given, self._written, words)
+            if stop == self._written and not rest:
+                return
+            yield self._given, stop
+            self._given = stop
 
     def read(self, first: int, stop: int) -> Rings:
-        """Give the records of faces ``first`` to ``stop - 1``, once all have been written; in any thread."""
-        offsets = self._offsets[first:stop]
-        gathered = np.concatenate(([0], np.cumsum(self._sizes[first:stop], dtype=np.int64)))
-        words = np.memmap(self._path, np.int32, mode="r")
+        """Give the records of faces ``first`` to ``stop - 1``, which have been written; in any thread."""
+        offsets, sizes = self._offsets[first:stop], self._sizes[first:stop]
+        gathered = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        # No more than what these need: the file may be growing.
+        words = np.memmap(self._path, np.int32, mode="r", shape=(int((offsets + sizes).max()),))
         records = _gather(np.asarray(words), offsets, gathered)
         return Rings(np.arange(first, stop, dtype=np.int32), gathered, records)
+
+
+@kernel
+def _first_unwritten(sizes: NDArray[np.int32], face: int) -> int:
+    """Find the first face from one on that has no record yet."""
+    while face < len(sizes) and sizes[face]:
+        face += 1
+    return face
+
+
+@kernel
+def _stop(sizes: NDArray[np.int32], first: int, written: int, words: int) -> int:
+    """Say where a run ends, before ``written`` or at it."""
+    total = sizes[first]
+    stop = first + 1
+    while stop < written and total + sizes[stop] <= words:
+        total += sizes[stop]
+        stop += 1
+    return stop
 
 
 @kernel
