@@ -30,7 +30,7 @@ from landseg.polygons.assemble import (
     place_on_ground,
     to_wkb,
 )
-from landseg.polygons.label import Faces, LabelledStrip, SeamJoiner
+from landseg.polygons.label import Faces, LabelledStrip, SeamJoiner, Tally
 from landseg.polygons.measure import measure_rings, metres_per_pixel
 from landseg.polygons.merge import NO_MERGING, Borders, Merging, merge_small
 from landseg.polygons.seams import join_arcs
@@ -156,11 +156,13 @@ def polygonize(
     strips = Strips(raster, grid.shape, rows, np.asarray(class_ids, np.int64))
     workers = threads or cores()
     with ThreadPoolExecutor(workers) as pool:
-        faces = _number_faces(strips, confidence_band, pool, workers)
+        faces, tally = _number_faces(strips, confidence_band, pool, workers)
         if not len(faces):
             return
         if merging.is_needed:
-            faces = _merge_small(strips, faces, merging, grid, pool, workers)
+            faces, tally = _merge_small(strips, faces, tally, merging, grid, pool, workers)
+        confidence = tally.confidence()
+        del tally  # a quarter of what is held of each face
         metres = metres_per_pixel(grid)
         with Spool(work / "faces", len(faces)) as spool:
             finished = _finished(strips, faces, metres, tolerance_m, pool, workers)
@@ -172,12 +174,12 @@ def polygonize(
                 yield from spool.batches(WORDS_AT_ONCE, rest=True)
 
             def draw(batch: tuple[int, int]) -> Polygons:
-                return _draw(spool.read(*batch), faces, strips.values, grid, metres)
+                return _draw(spool.read(*batch), faces, confidence, strips.values, grid, metres)
 
             yield from ahead(pool, draw, batches(), workers)
 
 
-def _number_faces(strips: Strips, confidence_band: int | None, pool: Executor, workers: int) -> Faces:
+def _number_faces(strips: Strips, confidence_band: int | None, pool: Executor, workers: int) -> tuple[Faces, Tally]:
     def label(index: int) -> LabelledStrip:
         confidence = None if confidence_band is None else strips.read(index, confidence_band)
         return LabelledStrip.of(strips.labels(index), confidence)
@@ -188,12 +190,14 @@ def _number_faces(strips: Strips, confidence_band: int | None, pool: Executor, w
     return joiner.finish()
 
 
-def _merge_small(strips: Strips, faces: Faces, merging: Merging, grid: Grid, pool: Executor, workers: int) -> Faces:
+def _merge_small(
+    strips: Strips, faces: Faces, tally: Tally, merging: Merging, grid: Grid, pool: Executor, workers: int
+) -> tuple[Faces, Tally]:
     def measure(strip: tuple[int, NDArray[np.int32]]) -> Borders:
         return Borders.of(strip[1])
 
     borders = list(ahead(pool, measure, _with_row_above(strips, faces, pool, workers), workers))
-    return merge_small(faces, Borders.concatenate(borders), merging, strips.values.tolist(), grid)
+    return merge_small(faces, tally, Borders.concatenate(borders), merging, strips.values.tolist(), grid)
 
 
 def _with_row_above(
@@ -248,11 +252,16 @@ def _finished(
 
 
 def _draw(
-    rings: Rings, faces: Faces, class_ids: NDArray[np.int64], grid: Grid, metres: NDArray[np.float64]
+    rings: Rings,
+    faces: Faces,
+    confidence: NDArray[np.float32],
+    class_ids: NDArray[np.int64],
+    grid: Grid,
+    metres: NDArray[np.float64],
 ) -> Polygons:
     """Make polygons of consecutive faces and measure them."""
     xy, ring_offsets, polygon_offsets = place_on_ground(rings, grid.transform[:6])
     area_m2, perimeter_m = measure_rings(rings, metres, *grid.shape)
     ids = rings.faces
     class_id = class_ids[faces.label[ids] - 1].astype(np.int32)
-    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, faces.confidence(ids), area_m2, perimeter_m)
+    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, confidence[ids], area_m2, perimeter_m)

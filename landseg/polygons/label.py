@@ -27,31 +27,22 @@ class Faces:
         (strips,) int64: part 1 of strip ``k`` is part ``first_part[k] + 1`` of the raster.
     label
         (faces + 1,) uint8; ``label[0] == 0``.
-    pixels
-        (faces + 1,) int64: how many.
-    confidence_sum
-        (faces + 1,) float64: over the face's pixels, percent; NaN if it is unknown.
     """
 
     face_of_part: NDArray[np.int32]
     first_part: NDArray[np.int64]
     label: NDArray[np.uint8]
-    pixels: NDArray[np.int64]
-    confidence_sum: NDArray[np.float64]
 
     def __len__(self) -> int:
         return len(self.label) - 1
 
-    def confidence(self, faces: NDArray[np.int32]) -> NDArray[np.float32]:
-        """Give the mean over each of some faces' pixels, (n,) float32, percent; NaN if it is unknown."""
-        means: NDArray[np.float32] = (self.confidence_sum[faces] / self.pixels[faces]).astype(np.float32)
-        return means
-
-    def joined(self, parent: NDArray[np.int32], label: NDArray[np.uint8]) -> "Faces":
+    def joined(self, tally: "Tally", parent: NDArray[np.int32], label: NDArray[np.uint8]) -> "tuple[Faces, Tally]":
         """Give the faces that are left when others become part of smaller ones.
 
         Parameters
         ----------
+        tally
+            Of the faces as they are.
         parent
             (faces + 1,) int32: the smallest of the faces that each one becomes part of.
         label
@@ -60,13 +51,8 @@ class Faces:
         rank = parent.copy()
         _rank(rank)
         is_left = parent == np.arange(len(parent))
-        return Faces(
-            rank[self.face_of_part],
-            self.first_part,
-            label[is_left],
-            _sum(rank, self.pixels).astype(np.int64),
-            _sum(rank, self.confidence_sum),
-        )
+        faces = Faces(rank[self.face_of_part], self.first_part, label[is_left])
+        return faces, Tally(_sum(rank, tally.pixels).astype(np.int64), _sum(rank, tally.confidence_sum))
 
     def of_pixels(self, index: int, strip: "LabelledStrip") -> NDArray[np.int32]:
         """Give the faces of a strip's pixels in a frame of 0 that is a pixel wide, (rows + 2, cols + 2) int32."""
@@ -76,6 +62,27 @@ class Faces:
         framed = np.empty((strip.parts.shape[0] + 2, strip.parts.shape[1] + 2), np.int32)
         _replace(strip.parts, faces, framed)
         return framed
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What is counted of faces.
+
+    Parameters
+    ----------
+    pixels
+        (faces + 1,) int64: how many.
+    confidence_sum
+        (faces + 1,) float64: over the face's pixels, percent; NaN if it is unknown.
+    """
+
+    pixels: NDArray[np.int64]
+    confidence_sum: NDArray[np.float64]
+
+    def confidence(self) -> NDArray[np.float32]:
+        """Give the mean over each face's pixels, (faces + 1,) float32, percent; NaN if it is unknown."""
+        means: NDArray[np.float32] = (self.confidence_sum / self.pixels.clip(min=1)).astype(np.float32)
+        return means
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class SeamJoiner:
         parts = strip.parts[row]
         return parts + np.int32(self._count), strip.label[parts]
 
-    def finish(self) -> Faces:
+    def finish(self) -> tuple[Faces, Tally]:
         """Rank the faces of all strips."""
         parent = np.arange(self._count + 1, dtype=np.int32)
         for pairs in self._unions:
@@ -145,7 +152,8 @@ class SeamJoiner:
         tally = np.zeros((2, len(label)))
         for first, part in zip(self._first_part, self._tallies, strict=True):
             _add(tally, parent[first : first + part.shape[1]], part)
-        return Faces(parent, np.array(self._first_part, np.int64), label, tally[0].astype(np.int64), tally[1])
+        faces = Faces(parent, np.array(self._first_part, np.int64), label)
+        return faces, Tally(tally[0].astype(np.int64), tally[1])
 
 
 def _sum(face: NDArray[np.int32], values: NDArray[np.number]) -> NDArray[np.float64]:

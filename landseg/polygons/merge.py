@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from landseg.grid import Grid
 from landseg.polygons.compiled import kernel
-from landseg.polygons.label import Faces, find_root
+from landseg.polygons.label import Faces, Tally, find_root
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,14 @@ class Borders:
         return Borders(self.pairs[order[first]], np.add.reduceat(self.lengths[order], first, axis=0))
 
 
-def merge_small(faces: Faces, borders: Borders, merging: Merging, class_ids: Sequence[int], grid: Grid) -> Faces:
+def merge_small(
+    faces: Faces, tally: Tally, borders: Borders, merging: Merging, class_ids: Sequence[int], grid: Grid
+) -> tuple[Faces, Tally]:
     """Merge the faces below their minimum.
 
     Parameters
     ----------
-    faces
+    faces, tally
         All faces of a raster.
     borders
         All borders between them.
@@ -128,12 +130,12 @@ def merge_small(faces: Faces, borders: Borders, merging: Merging, class_ids: Seq
     joined, label = _merge(
         borders.pairs,
         lengths,
-        faces.pixels,
+        tally.pixels,
         faces.label,
         merging.min_pixels(class_ids, grid),
         merging.weights(class_ids),
     )
-    return faces.joined(joined, label)
+    return faces.joined(tally, joined, label)
 
 
 @kernel
