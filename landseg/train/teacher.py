@@ -96,6 +96,8 @@ def open_teacher(model: str, bands: Sequence[str], names: Sequence[str], chip_px
 
 
 def _scripted(path: Path) -> nn.Module:
+    if not path.is_file():
+        raise BundleError(f"there is no teacher {path}", "train it first, or leave optimisation.teacher out")
     load: Callable[..., nn.Module] = torch.jit.load
     try:
         with warnings.catch_warnings():

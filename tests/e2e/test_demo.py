@@ -15,7 +15,7 @@ from rio_cogeo import cog_validate
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
 from landseg.run import OutputPaths
 from landseg.train.evaluate import evaluate_map
-from landseg.train.job import label_codes
+from landseg.train.material import label_codes
 from tests.conftest import DEMO_LABELS, DEMO_SCENE, UTM40
 
 LABEL_VALUES = {0: "building", 1: "land", 2: "road", 3: "vegetation", 4: "water"}

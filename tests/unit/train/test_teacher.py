@@ -75,3 +75,8 @@ def test_a_file_that_is_no_network_is_refused(tmp_path: Path) -> None:
     (tmp_path / "teacher.pt").write_text("not a network")
     with pytest.raises(BundleError, match=r"can't read .*teacher\.pt as TorchScript"):
         open_teacher(str(tmp_path / "teacher.pt"), RGB, NAMES, 48)
+
+
+def test_a_teacher_that_is_not_there_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"there is no teacher .*teacher\.pt"):
+        open_teacher(str(tmp_path / "teacher.pt"), RGB, NAMES, 48)
