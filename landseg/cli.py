@@ -546,6 +546,9 @@ def report(
 def export_style(
     out: Annotated[Path, typer.Option(help="file to write: .qml for QGIS, .sld for map servers")],
     model: Model = None,
+    styled: Annotated[
+        Literal["polygons", "raster"], typer.Option("--for", help="what an .sld is for; a .qml fits both")
+    ] = "polygons",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file")] = False,
 ) -> None:
     """Write the style of a model's maps: its classes, by name and colour."""
@@ -556,7 +559,7 @@ def export_style(
     legend = read_bundle(model or DEFAULT_MODEL).card.legend
     check_writable(out, [out], overwrite=overwrite)
     with Drafts(out) as drafts:
-        write_style(drafts.path(out), legend)
+        write_style(drafts.path(out), legend, styled)
         drafts.publish([out])
     typer.echo(out)
 
