@@ -4,7 +4,6 @@ The maps' rasters are laid over one grid, strip by strip, and polygons are drawn
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,15 +15,14 @@ from typing import Any, Literal
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
-from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from landseg.errors import EmptySceneError, UsageError
 from landseg.grid import Grid
+from landseg.hrefs import from_folder
 from landseg.legend import NODATA, Legend
 from landseg.machine import cores
-from landseg.outputs import ClassArea
+from landseg.outputs import ClassArea, counted
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import PICTURE_PX, draw_picture
@@ -107,7 +105,7 @@ def region_grid(grids: Sequence[Grid]) -> Grid:
     if b or d or a < 0 or e > 0:
         side = math.sqrt(abs(a * e - b * d))
         a, e = side, -side
-    boxes = [_bounds_in(grid, first.crs) for grid in grids]
+    boxes = [grid.bounds_in(first.crs) for grid in grids]
     left, bottom, right, top = (f(side) for f, side in zip((min, min, max, max), zip(*boxes, strict=True), strict=True))
     # Whole pixels away from the first grid's corner; a millionth of one is rounding.
     x, y = first.corners[0]
@@ -126,15 +124,6 @@ def _kind(grid: Grid) -> tuple[str, float, float, float, float]:
     """Give what grids share that can be laid over each other pixel for pixel, but for their corners."""
     a, b, _, d, e, _ = grid.transform[:6]
     return grid.crs.to_wkt(), a, b, d, e
-
-
-def _bounds_in(grid: Grid, crs: CRS) -> tuple[float, float, float, float]:
-    if grid.crs == crs:
-        return grid.bounds
-    left, bottom, right, top = Transformer.from_crs(grid.crs.to_wkt(), crs.to_wkt(), always_xy=True).transform_bounds(
-        *grid.bounds
-    )
-    return left, bottom, right, top
 
 
 def merge_rows(
@@ -159,7 +148,7 @@ def merge_rows(
             info = describe_scene(str(part.raster))
             # It opens the raster when it is first read.
             reader = opened.enter_context(RasterScene(info, (1, 2), grid, resampling="nearest"))
-            readers.append((reader, _window_of(info.grid, grid)))
+            readers.append((reader, grid.window_of(info.grid)))
         for top in range(0, rows, step):
             bottom = min(top + step, rows)
             labels, confidence = np.zeros((2, bottom - top, cols), np.uint8)
@@ -174,15 +163,6 @@ def merge_rows(
                         # A system's limit of open files is often 1,024.
                         reader.close()
             yield labels, confidence
-
-
-def _window_of(part: Grid, region: Grid) -> Window:
-    """Give the region's pixels that a map may touch."""
-    left, bottom, right, top = _bounds_in(part, region.crs)
-    rows, cols = region.shape
-    (c0, r0), (c1, r1) = ~region.transform @ (left, top), ~region.transform @ (right, bottom)
-    col, row = max(0, math.floor(c0 + 1e-6)), max(0, math.floor(r0 + 1e-6))
-    return Window(col, row, min(cols, math.ceil(c1 - 1e-6)) - col, min(rows, math.ceil(r1 - 1e-6)) - row)
 
 
 def _lay_over(
@@ -275,7 +255,7 @@ def write_region(
                 legend=legend,
                 areas=areas,
                 title=title,
-                source=f"{len(parts)} scenes; where they overlap, the {rule} counts",
+                source=f"{counted(len(parts), 'scene')}; where they overlap, the {rule} counts",
             )
             products["picture"] = picture
         write_manifest(
@@ -285,7 +265,9 @@ def write_region(
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
             title=title,
-            sources=[os.path.relpath(part.raster.with_suffix(".json"), manifest.parent) for part in parts],
+            sources=[
+                from_folder(str(part.raster.with_suffix(".json")), manifest.parent) for part in in_order(parts, rule)
+            ],
             versions=versions,
             properties={**properties, "landseg:valid_pixels": valid_pixels},
         )
