@@ -6,7 +6,6 @@ The maps' rasters are laid over one grid, strip by strip, and polygons are drawn
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +36,12 @@ MergeRule = Literal["newest", "least-cloudy", "most-confident"]
 
 LARGEST_SHARE = 50
 """How many times as many pixels as all maps together a region may have."""
+
+MOST_OPEN = 100
+"""Maps that are held open from strip to strip; of those side by side beyond it each strip opens its own.
+
+A system's limit of open files is often 1,024, and 256 on macOS.
+"""
 
 
 @dataclass(frozen=True)
@@ -142,27 +147,28 @@ def merge_rows(
     """
     rows, cols = grid.shape
     step = strip_rows or max(1, PIXELS_AT_ONCE // cols)
-    with ExitStack() as opened:
-        readers = []
-        for part in in_order(parts, rule):
-            info = describe_scene(str(part.raster))
-            # It opens the raster when it is first read.
-            reader = opened.enter_context(RasterScene(info, (1, 2), grid, resampling="nearest"))
-            readers.append((reader, grid.window_of(info.grid)))
+    infos = [describe_scene(str(part.raster)) for part in in_order(parts, rule)]
+    windows = [grid.window_of(info.grid) for info in infos]
+    readers: dict[int, RasterScene] = {}
+    try:
         for top in range(0, rows, step):
             bottom = min(top + step, rows)
             labels, confidence = np.zeros((2, bottom - top, cols), np.uint8)
-            for reader, window in readers:
+            for index, (info, window) in enumerate(zip(infos, windows, strict=True)):
                 end = window.row_off + window.height
                 first, last = max(window.row_off, top), min(end, bottom)
-                if first < last:
-                    found = reader.read(Window(window.col_off, first, window.width, last - first)).data
-                    here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
-                    _lay_over(labels[here], confidence[here], found, rule)
-                    if end <= bottom:
-                        # A system's limit of open files is often 1,024.
-                        reader.close()
+                if first >= last:
+                    continue
+                reader = readers.setdefault(index, RasterScene(info, (1, 2), grid, resampling="nearest"))
+                found = reader.read(Window(window.col_off, first, window.width, last - first)).data
+                here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
+                _lay_over(labels[here], confidence[here], found, rule)
+                if end <= bottom or len(readers) > MOST_OPEN:
+                    readers.pop(index).close()
             yield labels, confidence
+    finally:
+        for reader in readers.values():
+            reader.close()
 
 
 def _lay_over(
