@@ -36,9 +36,9 @@ plugin:
 # For one test, of pipelines/scheduling/landseg_dag.py: what Airflow stands on does not go together with what landseg does.
 airflow: $(VENV)-airflow/installed
 
-$(VENV)-airflow/installed:
+$(VENV)-airflow/installed: constraints-airflow.txt
 	$(PYTHON) -m venv $(VENV)-airflow
-	$(VENV)-airflow/bin/pip install --quiet apache-airflow-core==3.3.2
+	$(VENV)-airflow/bin/pip install --quiet --constraint constraints-airflow.txt apache-airflow-core
 	touch $@
 
 $(VENV)/bin/python:

@@ -32,6 +32,7 @@ from landseg.hrefs import hide_secrets, is_remote, stem
 from landseg.logs import FACTS
 from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
+from landseg.outputs import counted
 from landseg.outputs.drafts import writing
 from landseg.outputs.vector import driver_of
 from landseg.polygonizing import merging_of
@@ -46,6 +47,7 @@ from landseg.run import (
     check_config,
     execute,
     memory_budget,
+    model_record,
     versions,
 )
 
@@ -238,7 +240,7 @@ def run_batch(
             _write_report(pipeline, report(finished=False))
             mapped = report().counts.get("mapped", 0)
             raise RunInterruptedError(
-                f"stopped; {mapped} of {len(jobs)} scenes were mapped by then", "run it again to go on"
+                f"stopped; {mapped} of {counted(len(jobs), 'scene')} mapped by then", "run it again to go on"
             ) from error
         done = report()
         _write_report(pipeline, done)
@@ -262,12 +264,8 @@ def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
     """
     paths: dict[str, None] = {}
     for path in pipeline.scenes.files:
-        found = (
-            [path] if is_remote(path) or not has_magic(path) or Path(path).exists() else _matches(path, pipeline.out)
-        )
-        if not found:
-            log.warning("no file matches %s", path)
-        paths |= dict.fromkeys(found)
+        is_pattern = has_magic(path) and not is_remote(path) and not Path(path).exists()
+        paths |= dict.fromkeys(_matches(path, pipeline.out) if is_pattern else [path])
     scenes = [SceneRef(stem(path), path) for path in paths]
     if pipeline.scenes.catalog is not None:
         query = pipeline.scenes.catalog.model_dump()
@@ -280,7 +278,12 @@ def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
 def _matches(pattern: str, out: Path) -> list[str]:
     found = glob(pattern, recursive=True)  # noqa: PTH207 (Path's own takes no absolute pattern)
     files = [path for path in sorted(found) if Path(path).is_file()]
-    return [path for path in files if not Path(path).resolve().is_relative_to(out.resolve())]
+    others = [path for path in files if not Path(path).resolve().is_relative_to(out.resolve())]
+    if not files:
+        log.warning("no file matches %s", pattern)
+    elif not others:
+        log.warning("%s matches files of the output folder %s alone, and maps are no scenes", pattern, out)
+    return others
 
 
 def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]:
@@ -379,7 +382,7 @@ def _merge(
 ) -> Entry:
     """Make one map of those that are there; a dry run says what would be done."""
     clock = time.monotonic()
-    entry = Entry(merge.name, f"{len(jobs)} scenes", "failed", "")
+    entry = Entry(merge.name, counted(len(jobs), "scene"), "failed", "")
     outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=pipeline.picture)
     if any(entries[job.name].status == "due" for job in jobs):
         return replace(entry, status="due", why="its scenes change")
@@ -417,7 +420,7 @@ def _merge(
             versions=versions(),
             properties={
                 "landseg:merge": made_of,
-                "landseg:model": {"name": bundle.card.name, "sha256": bundle.sha256},
+                "landseg:model": model_record(bundle),
                 "landseg:config": config.model_dump(mode="json", exclude={"qgis_project", *UNRECORDED}),
             },
         )
@@ -458,7 +461,7 @@ def _work_off(
         if not waiting or attempt == pipeline.attempts:
             return
         wait_s = pipeline.wait_s * 2 ** (attempt - 1)
-        log.info("%d scenes could not be reached; trying them again in %g s", len(waiting), wait_s)
+        log.info("%s could not be reached; next attempt in %g s", counted(len(waiting), "scene"), wait_s)
         sleep(wait_s)
 
 

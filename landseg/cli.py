@@ -443,12 +443,15 @@ def add_to_catalog(
     from landseg.catalog import add_item, item_folder
     from landseg.catalog.items import Description, add_labels, add_thumbnail, kind_of, read_item, scene_item
 
+    if not path.exists():
+        raise SceneError(f"there is no {path}", "name a scene's raster, a map's .json or a model's folder")
+    card = path / "model.json"
+    if path.is_dir() and not card.exists():
+        raise CatalogError(f"{path} is no model's folder: it has no {card.name}", "of other folders, name each raster")
     if path.is_dir() or path.suffix == ".json":
-        item = read_item(path / "model.json" if path.is_dir() else path)
+        item = read_item(card if path.is_dir() else path)
         typer.echo(add_item(root, item, collection or kind_of(item)))
         return
-    if not path.exists():
-        raise SceneError(f"there is no scene {path}")
     if date is None:
         raise UsageError(f"when was {path} taken?", "say so: --date 2026-03-04, or --date 2026-03-01/2026-03-31")
     if (labels is None) != (label_values is None):
@@ -505,6 +508,7 @@ def validate_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False)
 
     from landseg.catalog import open_catalog
     from landseg.catalog.validation import validate
+    from landseg.outputs import counted
 
     found = validate(open_catalog(root))
     if as_json:
@@ -514,7 +518,8 @@ def validate_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False)
             typer.echo(f"not checked: {line}", err=True)
         for line in found.faults:
             typer.echo(line)
-        typer.echo(f"{found.objects} objects and {found.assets} files checked, {len(found.faults)} faults")
+        checked = f"{counted(found.objects, 'object')} and {counted(found.assets, 'file')}"
+        typer.echo(f"{checked} checked, {counted(len(found.faults), 'fault')}")
     if found.faults:
         raise CatalogError(f"the catalog {root} is not what it says", "add what changed again: landseg catalog add …")
 
@@ -546,6 +551,9 @@ def report(
 def export_style(
     out: Annotated[Path, typer.Option(help="file to write: .qml for QGIS, .sld for map servers")],
     model: Model = None,
+    styled: Annotated[
+        Literal["polygons", "raster"], typer.Option("--for", help="what an .sld is for; a .qml fits both")
+    ] = "polygons",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing file")] = False,
 ) -> None:
     """Write the style of a model's maps: its classes, by name and colour."""
@@ -556,7 +564,7 @@ def export_style(
     legend = read_bundle(model or DEFAULT_MODEL).card.legend
     check_writable(out, [out], overwrite=overwrite)
     with Drafts(out) as drafts:
-        write_style(drafts.path(out), legend)
+        write_style(drafts.path(out), legend, styled)
         drafts.publish([out])
     typer.echo(out)
 

@@ -82,6 +82,29 @@ class Grid:
         """Ground sampling distance in metres: the geometric mean of a pixel's two sides."""
         return math.sqrt(self.pixel_size_m[0] * self.pixel_size_m[1])
 
+    def bounds_in(self, crs: CRS) -> tuple[float, float, float, float]:
+        """(left, bottom, right, top) in another CRS, around all of the grid."""
+        if self.crs == crs:
+            return self.bounds
+        to_other = Transformer.from_crs(self.crs.to_wkt(), crs.to_wkt(), always_xy=True)
+        left, bottom, right, top = to_other.transform_bounds(*self.bounds)
+        return left, bottom, right, top
+
+    def window_of(self, other: "Grid") -> Window:
+        """Give the pixels that another grid may touch, whose ground lies within this one's; this one has north up."""
+        left, bottom, right, top = other.bounds_in(self.crs)
+        rows, cols = self.shape
+        (c0, r0), (c1, r1) = ~self.transform @ (left, top), ~self.transform @ (right, bottom)
+        # A millionth of a pixel is rounding.
+        col, row = max(0, math.floor(c0 + 1e-6)), max(0, math.floor(r0 + 1e-6))
+        return Window(col, row, min(cols, math.ceil(c1 - 1e-6)) - col, min(rows, math.ceil(r1 - 1e-6)) - row)
+
+    def shrunk(self, longest_px: int) -> "Grid":
+        """Give the grid over the same ground with at most ``longest_px`` rows and columns."""
+        shape = shrunk(self.shape, longest_px)
+        scale = Affine.scale(self.shape[1] / shape[1], self.shape[0] / shape[0])
+        return Grid(shape, self.transform @ scale, self.crs)
+
     def window_transform(self, window: Window) -> Affine:
         """Give the transform of the part of the grid within a window.
 

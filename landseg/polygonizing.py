@@ -9,6 +9,7 @@ from landseg.errors import InputError, UsageError
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
+from landseg.outputs.raster import declared_nodata
 from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygons.classes import ClassRaster, read_class_raster
 from landseg.polygons.merge import Merging
@@ -120,8 +121,13 @@ def _given_legend(source: ClassRaster, file: Path) -> Legend:
 
 
 def _own_legend(source: ClassRaster) -> Legend:
-    """Make a legend of what a raster says of its values; a name that stands twice has the value after it."""
-    names = [source.names.get(value, str(value)).strip() or str(value) for value in source.values]
+    """Make a legend of what a raster says of its values; a name that stands twice has the value after it.
+
+    Classes that are named and don't occur are listed too, as `landseg run` lists them.
+    """
+    nodata = declared_nodata(source.path)
+    values = sorted({*source.values, *(value for value in source.names if value != nodata)})
+    names = [source.names.get(value, str(value)).strip() or str(value) for value in values]
     return Legend(
         tuple(
             LandClass(
@@ -129,7 +135,7 @@ def _own_legend(source: ClassRaster) -> Legend:
                 name if names.count(name) == 1 else f"{name} ({value})",
                 source.colours.get(value, _colour(place)),
             )
-            for place, (value, name) in enumerate(zip(source.values, names, strict=True))
+            for place, (value, name) in enumerate(zip(values, names, strict=True))
         )
     )
 

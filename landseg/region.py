@@ -4,10 +4,8 @@ The maps' rasters are laid over one grid, strip by strip, and polygons are drawn
 """
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -16,15 +14,14 @@ from typing import Any, Literal
 import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
-from rasterio.crs import CRS
 from rasterio.windows import Window
 
 from landseg.errors import EmptySceneError, UsageError
 from landseg.grid import Grid
+from landseg.hrefs import from_folder
 from landseg.legend import NODATA, Legend
 from landseg.machine import cores
-from landseg.outputs import ClassArea
+from landseg.outputs import ClassArea, counted
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.picture import PICTURE_PX, draw_picture
@@ -39,6 +36,12 @@ MergeRule = Literal["newest", "least-cloudy", "most-confident"]
 
 LARGEST_SHARE = 50
 """How many times as many pixels as all maps together a region may have."""
+
+MOST_OPEN = 100
+"""Maps that are held open from strip to strip; of those side by side beyond it each strip opens its own.
+
+A system's limit of open files is often 1,024, and 256 on macOS.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ def region_grid(grids: Sequence[Grid]) -> Grid:
     if b or d or a < 0 or e > 0:
         side = math.sqrt(abs(a * e - b * d))
         a, e = side, -side
-    boxes = [_bounds_in(grid, first.crs) for grid in grids]
+    boxes = [grid.bounds_in(first.crs) for grid in grids]
     left, bottom, right, top = (f(side) for f, side in zip((min, min, max, max), zip(*boxes, strict=True), strict=True))
     # Whole pixels away from the first grid's corner; a millionth of one is rounding.
     x, y = first.corners[0]
@@ -128,15 +131,6 @@ def _kind(grid: Grid) -> tuple[str, float, float, float, float]:
     return grid.crs.to_wkt(), a, b, d, e
 
 
-def _bounds_in(grid: Grid, crs: CRS) -> tuple[float, float, float, float]:
-    if grid.crs == crs:
-        return grid.bounds
-    left, bottom, right, top = Transformer.from_crs(grid.crs.to_wkt(), crs.to_wkt(), always_xy=True).transform_bounds(
-        *grid.bounds
-    )
-    return left, bottom, right, top
-
-
 def merge_rows(
     parts: Sequence[Part], grid: Grid, rule: MergeRule, strip_rows: int | None = None
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
@@ -153,36 +147,28 @@ def merge_rows(
     """
     rows, cols = grid.shape
     step = strip_rows or max(1, PIXELS_AT_ONCE // cols)
-    with ExitStack() as opened:
-        readers = []
-        for part in in_order(parts, rule):
-            info = describe_scene(str(part.raster))
-            # It opens the raster when it is first read.
-            reader = opened.enter_context(RasterScene(info, (1, 2), grid, resampling="nearest"))
-            readers.append((reader, _window_of(info.grid, grid)))
+    infos = [describe_scene(str(part.raster)) for part in in_order(parts, rule)]
+    windows = [grid.window_of(info.grid) for info in infos]
+    readers: dict[int, RasterScene] = {}
+    try:
         for top in range(0, rows, step):
             bottom = min(top + step, rows)
             labels, confidence = np.zeros((2, bottom - top, cols), np.uint8)
-            for reader, window in readers:
+            for index, (info, window) in enumerate(zip(infos, windows, strict=True)):
                 end = window.row_off + window.height
                 first, last = max(window.row_off, top), min(end, bottom)
-                if first < last:
-                    found = reader.read(Window(window.col_off, first, window.width, last - first)).data
-                    here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
-                    _lay_over(labels[here], confidence[here], found, rule)
-                    if end <= bottom:
-                        # A system's limit of open files is often 1,024.
-                        reader.close()
+                if first >= last:
+                    continue
+                reader = readers.setdefault(index, RasterScene(info, (1, 2), grid, resampling="nearest"))
+                found = reader.read(Window(window.col_off, first, window.width, last - first)).data
+                here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
+                _lay_over(labels[here], confidence[here], found, rule)
+                if end <= bottom or len(readers) > MOST_OPEN:
+                    readers.pop(index).close()
             yield labels, confidence
-
-
-def _window_of(part: Grid, region: Grid) -> Window:
-    """Give the region's pixels that a map may touch."""
-    left, bottom, right, top = _bounds_in(part, region.crs)
-    rows, cols = region.shape
-    (c0, r0), (c1, r1) = ~region.transform @ (left, top), ~region.transform @ (right, bottom)
-    col, row = max(0, math.floor(c0 + 1e-6)), max(0, math.floor(r0 + 1e-6))
-    return Window(col, row, min(cols, math.ceil(c1 - 1e-6)) - col, min(rows, math.ceil(r1 - 1e-6)) - row)
+    finally:
+        for reader in readers.values():
+            reader.close()
 
 
 def _lay_over(
@@ -275,7 +261,7 @@ def write_region(
                 legend=legend,
                 areas=areas,
                 title=title,
-                source=f"{len(parts)} scenes; where they overlap, the {rule} counts",
+                source=f"{counted(len(parts), 'scene')}; where they overlap, the {rule} counts",
             )
             products["picture"] = picture
         write_manifest(
@@ -285,7 +271,9 @@ def write_region(
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
             title=title,
-            sources=[os.path.relpath(part.raster.with_suffix(".json"), manifest.parent) for part in parts],
+            sources=[
+                from_folder(str(part.raster.with_suffix(".json")), manifest.parent) for part in in_order(parts, rule)
+            ],
             versions=versions,
             properties={**properties, "landseg:valid_pixels": valid_pixels},
         )

@@ -678,6 +678,16 @@ def versions() -> dict[str, str]:
     return {"landseg": __version__, "gdal": GDAL_VERSION} | {name: version(name) for name in packages}
 
 
+def model_record(bundle: Bundle) -> dict[str, Any]:
+    """Say what a manifest records of a model."""
+    return {
+        "name": bundle.card.name,
+        "sha256": bundle.sha256,
+        "temperature": bundle.card.temperature,
+        "held_out": dict(bundle.card.held_out),
+    }
+
+
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
     config = plan.config.model_dump(mode="json", exclude=UNRECORDED)
     return {
@@ -689,12 +699,7 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequen
             "value_ranges": [list(pair) for pair in ranges],
             "resampled": plan.grid != plan.info.grid,
         },
-        "landseg:model": {
-            "name": plan.bundle.card.name,
-            "sha256": plan.bundle.sha256,
-            "temperature": plan.bundle.card.temperature,
-            "held_out": dict(plan.bundle.card.held_out),
-        },
+        "landseg:model": model_record(plan.bundle),
         "landseg:config": config,
         "landseg:device": str(plan.device),
         "landseg:precision": str(plan.dtype).removeprefix("torch."),

@@ -15,7 +15,15 @@ from landseg.catalog.search import read_interval
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
 from landseg.outputs.drafts import writing
-from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROJECTION_SCHEMA, checksum
+from landseg.outputs.imagery import Imagery, scaled
+from landseg.outputs.manifest import (
+    CLASSIFICATION_SCHEMA,
+    FILE_SCHEMA,
+    PROJECTION_SCHEMA,
+    checksum,
+    footprint,
+    grid_properties,
+)
 from landseg.scene import SceneInfo, describe_scene, read_overview, value_ranges
 
 EO_SCHEMA = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
@@ -78,10 +86,11 @@ def scene_item(item_id: str, image: Path, description: Description) -> tuple[pys
     info = describe_scene(str(image))
     numbers = range(1, len(info.band_names) + 1)
     overview = read_overview(info, numbers, STATISTICS_PX)
+    geometry, bbox = footprint(info.grid)
     item = pystac.Item(
         item_id,
-        geometry=_footprint(info.grid),
-        bbox=_bbox(info.grid),
+        geometry=geometry,
+        bbox=bbox,
         datetime=start if start == end else None,
         start_datetime=None if start == end else start,
         end_datetime=None if start == end else end,
@@ -141,16 +150,7 @@ def kind_of(item: pystac.Item) -> str:
 
 
 def _properties(grid: Grid, description: Description) -> dict[str, Any]:
-    properties: dict[str, Any] = {
-        "license": description.licence,
-        "gsd": round(grid.gsd_m, 4),
-        "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
-        "proj:shape": list(grid.shape),
-        "proj:transform": list(grid.transform),
-        "proj:bbox": list(grid.bounds),
-    }
-    if not grid.crs.is_epsg_code:
-        properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
+    properties = {"license": description.licence, **grid_properties(grid), "proj:bbox": list(grid.bounds)}
     if description.title is not None:
         properties["title"] = description.title
     if description.cloud_cover is not None:
@@ -167,16 +167,6 @@ def _times(date: str) -> tuple[datetime, datetime]:
     return start, end
 
 
-def _footprint(grid: Grid) -> dict[str, Any]:
-    corners = [[round(lon, 7), round(lat, 7)] for lon, lat in grid.lonlat_corners]
-    return {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
-
-
-def _bbox(grid: Grid) -> list[float]:
-    lons, lats = zip(*grid.lonlat_corners, strict=True)
-    return [round(value, 7) for value in (min(lons), min(lats), max(lons), max(lats))]
-
-
 def _raster_band(info: SceneInfo, band: np.ma.MaskedArray[Any, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"data_type": info.dtype, "spatial_resolution": round(info.grid.gsd_m, 4)}
     values = band.compressed().astype(np.float64)
@@ -190,14 +180,11 @@ def _raster_band(info: SceneInfo, band: np.ma.MaskedArray[Any, Any]) -> dict[str
 
 def _thumbnail(info: SceneInfo, overview: np.ma.MaskedArray[Any, Any]) -> NDArray[np.uint8]:
     """Draw red, green and blue, or the first band in grey; white where the scene holds no data."""
-    names = info.band_names
-    colours = [names.index(n) for n in ("red", "green", "blue")] if {"red", "green", "blue"} <= set(names) else [0] * 3
+    imagery = Imagery.by_name(info)
+    bands, ranges = (imagery.bands, imagery.ranges) if imagery else ((1,) * 3, value_ranges(info, (1,), None) * 3)
     step = -(-max(overview.shape[1:]) // THUMBNAIL_PX)
-    pixels = overview[colours, ::step, ::step]
-    ranges = value_ranges(info, [colour + 1 for colour in colours], None)
-    low, high = np.asarray(ranges).T[:, :, None, None]
-    scaled = np.nan_to_num((pixels.filled(0) - low) / (high - low)).clip(0, 1) * 255
-    drawn: NDArray[np.uint8] = np.moveaxis(scaled, 0, -1).round().astype(np.uint8)
+    pixels = overview[[band - 1 for band in bands], ::step, ::step]
+    drawn = scaled(pixels.filled(0), ranges)
     drawn[np.ma.getmaskarray(pixels).all(axis=0)] = 255
     return drawn
 

@@ -19,6 +19,11 @@ def places(class_id: NDArray[np.int32], legend: Legend) -> NDArray[np.intp]:
     return order[np.searchsorted(np.array(legend.class_ids)[order], class_id)]
 
 
+def counted(number: int, noun: str) -> str:
+    """Give a number with a noun, in the plural where it is not one."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True, slots=True)
 class ClassArea:
     """How much of a map is of one class.

@@ -31,13 +31,22 @@ class Drafts:
     main
         Final path of the run's main product; the work folder is named after it.
     kept
-        Name of a folder in the work folder for what a later run can go on from.
+        Name of a folder in the work folder for what a later run can go on from. What an earlier run kept under another
+        name goes; without a name of one's own it is another's, and one is refused.
+
+    Raises
+    ------
+    ResourceError
+        On entering, if another process is at work on the same output, or the folder can't be written to.
+    OutputExistsError
+        On entering, if an interrupted run has kept something there and there is no ``kept``.
     """
 
-    def __init__(self, main: Path, kept: str = "kept") -> None:
+    def __init__(self, main: Path, kept: str | None = None) -> None:
         self.main = main
         self.folder = main.with_name(main.name + ".landseg")
-        self.kept = self.folder / kept
+        self.kept = self.folder / (kept or "kept")
+        self._goes_on = kept is not None
         self._lock = FileLock(main.with_name(f".{main.name}.lock"))
         self._owner = main.with_name(f".{main.name}.owner")
 
@@ -52,9 +61,14 @@ class Drafts:
             try:
                 self._owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
                 self.folder.mkdir(exist_ok=True)
+                if not self._goes_on and any(path.is_dir() for path in self.folder.iterdir()):
+                    raise OutputExistsError(
+                        f"{self.main} belongs to a run that was interrupted; {self.folder} holds its finished strips",
+                        "run that again, delete the folder, or choose another --out",
+                    )
                 # What a killed run left: its lock went with it.
                 self._clear_drafts()
-            except OSError:
+            except (OSError, OutputExistsError):
                 self._release()
                 raise
         return self

@@ -11,7 +11,7 @@ import pyogrio
 
 from landseg.legend import Legend
 from landseg.outputs import ClassArea
-from landseg.outputs.style import COLUMNS, TABLE_COLUMNS, Column, qml, sld, table_qml
+from landseg.outputs.style import COLUMNS, TABLE_COLUMNS, Column, polygon_sld, qml, table_qml
 
 # As QGIS creates it (QgsOgrProviderMetadata::saveStyle); it finds styles by the names of these columns.
 _CREATE_LAYER_STYLES = """
@@ -84,7 +84,7 @@ def write_presentation(path: Path, legend: Legend, layer: str, geometry_column: 
             "INSERT INTO layer_styles (f_table_catalog, f_table_schema, f_table_name, f_geometry_column, styleName,"
             " styleQML, styleSLD, useAsDefault, description, owner) VALUES ('', '', ?, ?, ?, ?, ?, 1, ?, '')",
             [
-                (layer, geometry_column, "Land use", qml(legend), sld(legend), "Land-use classes, by landseg"),
+                (layer, geometry_column, "Land use", qml(legend), polygon_sld(legend), "Land-use classes, by landseg"),
                 (CLASS_AREAS, "", "Class areas", table_qml(), "", "Names of the fields, by landseg"),
             ],
         )

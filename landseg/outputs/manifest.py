@@ -10,7 +10,9 @@ from typing import Any
 
 import pystac
 
+from landseg.errors import InputError
 from landseg.grid import Grid
+from landseg.hrefs import is_remote
 from landseg.legend import Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import writing
@@ -42,6 +44,50 @@ def checksum(path: Path) -> str:
     """Give a file's SHA-256 as a multihash, which is what STAC's file extension asks for."""
     with path.open("rb") as file:
         return SHA256_MULTIHASH + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
+    """Give where a grid lies, as an item's geometry and its ``bbox``."""
+    corners = [[round(lon, 7), round(lat, 7)] for lon, lat in grid.lonlat_corners]
+    lons, lats = zip(*corners, strict=True)
+    geometry = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
+    return geometry, [min(lons), min(lats), max(lons), max(lats)]
+
+
+def grid_properties(grid: Grid) -> dict[str, Any]:
+    """Give what an item says of a grid's pixels."""
+    properties: dict[str, Any] = {
+        "gsd": round(grid.gsd_m, 4),
+        "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
+        "proj:shape": list(grid.shape),
+        "proj:transform": list(grid.transform),
+    }
+    if not grid.crs.is_epsg_code:
+        properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
+    return properties
+
+
+def read_manifest(path: Path) -> Mapping[str, Any]:
+    """Read the manifest of a map; nothing where there is none, or a file of another kind.
+
+    Raises
+    ------
+    InputError
+        If the file is torn.
+    """
+    if not path.exists():
+        return {}
+    try:
+        item: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON: {error}", "move it away, or map the scene again") from error
+    return item if "landseg:areas" in item.get("properties", {}) else {}
+
+
+def sources_of(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+    """Say where that lies which the map of a manifest in a folder was made from."""
+    hrefs = [link["href"] for link in manifest["links"] if link["rel"] == pystac.RelType.DERIVED_FROM]
+    return [href if is_remote(href) else str(folder / href) for href in hrefs]
 
 
 def listed_files(manifest: Path) -> set[str]:
@@ -94,28 +140,22 @@ def write_manifest(
         The item.
     """
     now = datetime.now(UTC)
-    corners = [[round(lon, 7), round(lat, 7)] for lon, lat in grid.lonlat_corners]
-    lons, lats = zip(*corners, strict=True)
+    geometry, bbox = footprint(grid)
     item = pystac.Item(
         id=path.stem,
-        geometry={"type": "Polygon", "coordinates": [[*corners, corners[0]]]},
-        bbox=[min(lons), min(lats), max(lons), max(lats)],
+        geometry=geometry,
+        bbox=bbox,
         datetime=now,
         properties={
             "title": title,
             "created": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "gsd": round(grid.gsd_m, 4),
-            "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
-            "proj:shape": list(grid.shape),
-            "proj:transform": list(grid.transform),
+            **grid_properties(grid),
             "processing:software": dict(versions),
             "landseg:areas": [asdict(area) for area in areas],
             **properties,
         },
         stac_extensions=[CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROCESSING_SCHEMA, PROJECTION_SCHEMA],
     )
-    if not grid.crs.is_epsg_code:
-        item.properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
     classes = [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
     for key, product in products.items():
         extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": checksum(product)}

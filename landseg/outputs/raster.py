@@ -11,14 +11,13 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 import tifffile
-from affine import Affine
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError  # what closing a file raises; no RasterioError
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
 from landseg.errors import DiskError
-from landseg.grid import Grid, shrunk
+from landseg.grid import Grid
 from landseg.legend import NODATA, Legend
 from landseg.outputs.style import pam
 
@@ -139,11 +138,17 @@ class LabelRaster:
 
 def read_labels(path: Path, grid: Grid, longest_px: int) -> tuple[NDArray[np.uint8], Grid]:
     """Read a map's labels, shrunk to at most ``longest_px`` rows and columns, and the grid that they are on then."""
-    shape = shrunk(grid.shape, longest_px)
+    small = grid.shrunk(longest_px)
     with rasterio.open(path) as file:
-        labels: NDArray[np.uint8] = file.read(1, out_shape=shape)
-    scale = Affine.scale(grid.shape[1] / shape[1], grid.shape[0] / shape[0])
-    return labels, Grid(shape, grid.transform @ scale, grid.crs)
+        labels: NDArray[np.uint8] = file.read(1, out_shape=small.shape)
+    return labels, small
+
+
+def declared_nodata(path: Path) -> float | None:
+    """Give the value of a raster's first band that stands for no data, if it declares one."""
+    with rasterio.open(path) as file:
+        nodata: float | None = file.nodatavals[0]
+    return nodata
 
 
 @contextmanager

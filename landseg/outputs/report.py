@@ -8,7 +8,7 @@ import base64
 import gzip
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -29,10 +29,12 @@ from rasterio.features import rasterize
 from rasterio.io import MemoryFile
 
 from landseg.errors import InputError, SceneError
-from landseg.grid import Grid, shrunk
+from landseg.grid import Grid
+from landseg.outputs import counted
 from landseg.outputs.drafts import writing
 from landseg.outputs.geopackage import CLASS_AREAS
-from landseg.outputs.imagery import Imagery
+from landseg.outputs.imagery import Imagery, read_together
+from landseg.outputs.manifest import read_manifest, sources_of
 from landseg.outputs.vector import LAYER
 from landseg.scene import describe_scene
 
@@ -54,6 +56,9 @@ UNSURE_BELOW = 50
 """Percent; below it the network gives more than half of the probability to other classes."""
 
 UNSURE_LISTED = 20
+NAMED = 10
+"""How many of a region's scenes are named."""
+
 BIN = 5
 """Percent that a bar of the histogram stands for."""
 
@@ -74,6 +79,8 @@ class MapFile:
         Of the polygons.
     manifest
         Properties of the STAC Item beside the file; empty where there is none.
+    sources
+        What it says that the map was made from: the scene, or the manifests of a region's maps.
     """
 
     path: Path
@@ -82,6 +89,7 @@ class MapFile:
     classes: pd.DataFrame
     crs: CRS
     manifest: Mapping[str, Any]
+    sources: Sequence[str]
 
     @cached_property
     def places(self) -> NDArray[np.intp]:
@@ -116,29 +124,19 @@ def read_map(path: Path) -> MapFile:
         raise InputError(f"{path} is no GeoPackage that landseg wrote: {error}", "give the .gpkg of a run") from error
     if not len(geometry):
         raise InputError(f"{path} holds no polygons")
+    manifest = read_manifest(path.with_suffix(".json"))
     return MapFile(
         path,
         shapely.from_wkb(geometry),
         pd.DataFrame(dict(zip(header["fields"], columns, strict=True))),
         classes,
         CRS.from_user_input(header["crs"]),
-        _read_manifest(path.with_suffix(".json")),
+        manifest.get("properties", {}),
+        sources_of(manifest, path.parent) if manifest else [],
     )
 
 
-def _read_manifest(path: Path) -> Mapping[str, Any]:
-    """Give the properties of a run's manifest; nothing where there is none, or a file of another kind."""
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON: {error}", "move it away, or map the scene again") from error
-    properties: Mapping[str, Any] = content.get("properties", {})
-    return properties if "landseg:scene" in properties else {}
-
-
-def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
+def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> None:
     """Write the page.
 
     Parameters
@@ -148,7 +146,7 @@ def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
     content
         The map.
     imagery
-        What to show below it, or None.
+        What to show below it, as `find_imagery` gives it.
 
     Raises
     ------
@@ -176,7 +174,7 @@ def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
             "px_per_overlay_px": grid.shape[0] / overlay.shape[0],
         },
         "overlay": _data_url(overlay, "PNG"),
-        "imagery": None if imagery is None else _data_url(imagery.read(grid, IMAGERY_PX), "JPEG", quality=80),
+        "imagery": _data_url(read_together(imagery, grid, IMAGERY_PX), "JPEG", quality=80) if imagery else None,
         "counts": counts,
         "units_per_px": UNITS_PER_PX,
     }
@@ -184,15 +182,15 @@ def write_report(path: Path, content: MapFile, imagery: Imagery | None) -> None:
         path.write_text(_fill(f"Land use: {_scene_name(content)}", report, packed), encoding="utf-8")
 
 
-def find_imagery(content: MapFile, scene: str | None) -> Imagery | None:
-    """Open the imagery of a map, or None where there is none to show.
+def find_imagery(content: MapFile, scene: str | None) -> list[Imagery]:
+    """Open the imagery of a map, what counts first where scenes overlap at the front; nothing where there is none.
 
     Parameters
     ----------
     content
         The map.
     scene
-        Path or URL; by default the one that the manifest names, if it is still there.
+        Path or URL; by default the scene that was mapped, or those of a region, as far as they are still there.
 
     Raises
     ------
@@ -200,17 +198,46 @@ def find_imagery(content: MapFile, scene: str | None) -> Imagery | None:
         If ``scene`` is given and can't be used.
     """
     recorded = content.manifest.get("landseg:scene")
-    if recorded is None:
-        log.warning("no manifest of a single run is beside %s: the page will have no imagery", content.path)
-        return None
-    try:
-        info = describe_scene(scene or recorded["href"], content.manifest["landseg:config"]["assume_crs"])
-    except SceneError as error:
-        if scene is not None:
-            raise
-        log.warning("%s; the page will have no imagery, unless --scene names it", error.what)
-        return None
-    return Imagery.of(info, recorded["band_names"], recorded["bands"], recorded["value_ranges"])
+    if scene is not None:
+        return [_mapped_imagery(scene, content.manifest) if recorded else _imagery_by_name(scene)]
+    if not content.manifest:
+        log.warning("no manifest is beside %s: the page will have no imagery, unless --scene names it", content.path)
+        return []
+    if recorded:
+        mapped = [(source, content.manifest) for source in content.sources]
+    else:
+        mapped = [pair for source in content.sources for pair in _scenes_of(Path(source))]
+    found, lost = [], []
+    for source, manifest in mapped:
+        try:
+            found.append(_mapped_imagery(source, manifest))
+        except SceneError as error:
+            lost.append(error.what)
+    if lost:
+        rest = f", nor {counted(len(lost) - 1, 'other')}" if len(lost) > 1 else ""
+        log.warning("%s%s; the page will have no imagery there, unless --scene names it", lost[0], rest)
+    return found
+
+
+def _scenes_of(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
+    """Give what a map was made from, each with what its manifest says."""
+    manifest = read_manifest(path)
+    return [(source, manifest["properties"]) for source in sources_of(manifest, path.parent)] if manifest else []
+
+
+def _mapped_imagery(scene: str, manifest: Mapping[str, Any]) -> Imagery:
+    """Show a scene as the network saw it."""
+    recorded = manifest["landseg:scene"]
+    info = describe_scene(scene, manifest["landseg:config"]["assume_crs"])
+    imagery = Imagery.of(info, recorded["band_names"], recorded["bands"], recorded["value_ranges"])
+    return imagery or _imagery_by_name(scene)
+
+
+def _imagery_by_name(scene: str) -> Imagery:
+    imagery = Imagery.by_name(describe_scene(scene))
+    if imagery is None:
+        raise SceneError(f"{scene} does not say which of its bands are red, green and blue")
+    return imagery
 
 
 def polygon_data(
@@ -266,17 +293,17 @@ def provenance(content: MapFile) -> list[tuple[str, str]]:
     """Say how a map was made, as terms and texts."""
     grid, manifest = content.grid, content.manifest
     if not manifest:
-        return [("Map", str(content.path.name)), ("Manifest", "none of a single run beside the map")]
-    scene, model = manifest["landseg:scene"], manifest["landseg:model"]
+        return [("Map", content.path.name), ("Manifest", "none beside the map")]
+    model, config = manifest["landseg:model"], manifest["landseg:config"]
+    scene = manifest.get("landseg:scene", {})
     held_out = model["held_out"]
     accuracy = f"mean IoU {held_out['miou']:.2f} on {held_out['data']}" if held_out else "not measured"
     calibrated = "as the network gives it" if model["temperature"] == 1 else "calibrated"
-    resampled = ", resampled from the scene's" if scene["resampled"] else ""
-    chosen = {name: value for name, value in manifest["landseg:config"].items() if value not in (None, False, {})}
+    resampled = ", resampled from the scene's" if scene.get("resampled") else ""
+    chosen = {name: value for name, value in config.items() if value not in (None, False, {})}
     return [
         ("Map", content.path.name),
-        ("Scene", scene["href"]),
-        ("Bands", ", ".join(f"{band} {name}" for band, name in zip(scene["bands"], scene["band_names"], strict=True))),
+        *(_about_scene(scene) if scene else _about_region(manifest["landseg:merge"])),
         ("Pixels", f"{grid.shape[0]:,} x {grid.shape[1]:,} of {manifest['gsd']:.4g} m{resampled}"),
         ("CRS", manifest["proj:code"] or "without an EPSG code"),
         ("Model", f"{model['name']}, sha256 {model['sha256'][:12]}…"),
@@ -288,6 +315,23 @@ def provenance(content: MapFile) -> list[tuple[str, str]]:
     ]
 
 
+def _about_scene(scene: Mapping[str, Any]) -> list[tuple[str, str]]:
+    bands = zip(scene["bands"], scene["band_names"], strict=True)
+    return [("Scene", scene["href"]), ("Bands", ", ".join(f"{band} {name}" for band, name in bands))]
+
+
+def _about_region(merge: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Name a region's scenes by their maps, with their dates where they are known, and the rule that chose."""
+    dates = [f", {part['date'][:10]}" if part["date"] else "" for part in merge["parts"]]
+    names = [part["map"] + date for part, date in zip(merge["parts"], dates, strict=True)]
+    rest = f"; and {counted(len(names) - NAMED, 'other')}" if len(names) > NAMED else ""
+    rows = [
+        ("Scenes", f"{len(names)}: {'; '.join(names[:NAMED])}{rest}"),
+        ("Where they overlap", f"the {merge['rule']} counts"),
+    ]
+    return [*rows, ("Missing", "; ".join(merge["missing"]))] if merge["missing"] else rows
+
+
 def _headline(manifest: Mapping[str, Any]) -> list[str]:
     if not manifest:
         return []
@@ -295,7 +339,8 @@ def _headline(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _scene_name(content: MapFile) -> str:
-    return Path(content.manifest["landseg:scene"]["href"] if content.manifest else content.path).stem
+    scene = content.manifest.get("landseg:scene")
+    return Path(scene["href"] if scene else content.path).stem
 
 
 def draw_classes(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
@@ -303,10 +348,9 @@ def draw_classes(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
 
     The label raster would not do: it has what `landseg run --min-area` merged away.
     """
-    shape = shrunk(grid.shape, OVERLAY_PX)
-    transform = grid.transform @ Affine.scale(grid.shape[1] / shape[1], grid.shape[0] / shape[0])
+    small = grid.shrunk(OVERLAY_PX)
     shapes = zip(content.geometry, (content.places + 1).tolist(), strict=True)
-    places = rasterize(shapes, shape, fill=0, transform=transform, dtype="uint16")
+    places = rasterize(shapes, small.shape, fill=0, transform=small.transform, dtype="uint16")
     colours = [[0, 0, 0, 0], *([*bytes.fromhex(colour[1:]), 255] for colour in content.classes["colour"])]
     pixels: NDArray[np.uint8] = np.array(colours, np.uint8)[places]
     return pixels

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from xml.etree import ElementTree as ET
 
 from landseg.errors import UsageError
 from landseg.legend import NODATA, LandClass, Legend
 from landseg.outputs.drafts import writing
+
+Styled = Literal["polygons", "raster"]
 
 
 class Column(NamedTuple):
@@ -56,8 +58,17 @@ ET.register_namespace("sld", SLD)
 ET.register_namespace("ogc", OGC)
 
 
-def write_style(path: Path, legend: Legend) -> None:
-    """Write `qml` or `sld`, as the file's suffix asks for.
+def write_style(path: Path, legend: Legend, styled: Styled = "polygons") -> None:
+    """Write a style in the form that the file's suffix asks for.
+
+    Parameters
+    ----------
+    path
+        ``.qml``, which fits polygons and raster alike, or ``.sld``.
+    legend
+        The classes.
+    styled
+        What an SLD is for.
 
     Raises
     ------
@@ -66,7 +77,7 @@ def write_style(path: Path, legend: Legend) -> None:
     DiskError
         If the disk is full or the folder can't be written to.
     """
-    style = {".qml": qml, ".sld": sld}.get(path.suffix.lower())
+    style = {".qml": qml, ".sld": raster_sld if styled == "raster" else polygon_sld}.get(path.suffix.lower())
     if style is None:
         raise UsageError(f"{path.name} ends in neither .qml nor .sld", "QGIS reads .qml, map servers read .sld")
     with writing(path):
@@ -158,14 +169,9 @@ def _simple_fill(c: LandClass) -> dict[str, str]:
     }
 
 
-def sld(legend: Legend) -> str:
-    """Write the same look as an OGC Styled Layer Descriptor 1.0, for GeoServer and others."""
-    root = ET.Element(f"{{{SLD}}}StyledLayerDescriptor", version="1.0.0")
-    layer = ET.SubElement(root, f"{{{SLD}}}NamedLayer")
-    ET.SubElement(layer, f"{{{SLD}}}Name").text = "landuse"
-    style = ET.SubElement(layer, f"{{{SLD}}}UserStyle")
-    ET.SubElement(style, f"{{{SLD}}}Name").text = "landuse"
-    rules = ET.SubElement(style, f"{{{SLD}}}FeatureTypeStyle")
+def polygon_sld(legend: Legend) -> str:
+    """Write the same look as an OGC Styled Layer Descriptor 1.0, for polygons on GeoServer and others."""
+    root, rules = _new_sld()
     for c in legend:
         rule = ET.SubElement(rules, f"{{{SLD}}}Rule")
         ET.SubElement(rule, f"{{{SLD}}}Name").text = c.name
@@ -181,6 +187,29 @@ def sld(legend: Legend) -> str:
         _css(stroke, "stroke-width", str(OUTLINE_PX))
         _css(stroke, "stroke-linejoin", "bevel")
     return _text(root)
+
+
+def raster_sld(legend: Legend) -> str:
+    """Write the palette of the label raster as an SLD; what is no class, nodata among it, is not drawn."""
+    root, rules = _new_sld()
+    symbolizer = ET.SubElement(ET.SubElement(rules, f"{{{SLD}}}Rule"), f"{{{SLD}}}RasterSymbolizer")
+    channel = ET.SubElement(ET.SubElement(symbolizer, f"{{{SLD}}}ChannelSelection"), f"{{{SLD}}}GrayChannel")
+    ET.SubElement(channel, f"{{{SLD}}}SourceChannelName").text = "1"
+    # "values" is GeoServer's own word, which QGIS writes too: SLD 1.0 knows ramps alone.
+    palette = ET.SubElement(symbolizer, f"{{{SLD}}}ColorMap", type="values")
+    for c in legend:
+        ET.SubElement(palette, f"{{{SLD}}}ColorMapEntry", color=c.colour, quantity=str(c.class_id), label=c.name)
+    return _text(root)
+
+
+def _new_sld() -> tuple[ET.Element, ET.Element]:
+    """Begin a descriptor; give its root and the element that rules belong into."""
+    root = ET.Element(f"{{{SLD}}}StyledLayerDescriptor", version="1.0.0")
+    layer = ET.SubElement(root, f"{{{SLD}}}NamedLayer")
+    ET.SubElement(layer, f"{{{SLD}}}Name").text = "landuse"
+    style = ET.SubElement(layer, f"{{{SLD}}}UserStyle")
+    ET.SubElement(style, f"{{{SLD}}}Name").text = "landuse"
+    return root, ET.SubElement(style, f"{{{SLD}}}FeatureTypeStyle")
 
 
 def _css(parent: ET.Element, name: str, value: str) -> None:

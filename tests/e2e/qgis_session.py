@@ -40,10 +40,14 @@ def tell(layer):
         return seen
     if layer.isSpatial():
         seen["renderer"] = layer.renderer().type()
-        seen["attribute"] = layer.renderer().classAttribute()
-        seen["classes"] = [
-            [int(c.value()), c.label(), c.symbol().color().name()] for c in layer.renderer().categories()
-        ]
+        if seen["renderer"] == "categorizedSymbol":
+            seen["attribute"] = layer.renderer().classAttribute()
+            seen["classes"] = [
+                [int(c.value()), c.label(), c.symbol().color().name()] for c in layer.renderer().categories()
+            ]
+        if seen["renderer"] == "RuleRenderer":
+            rules = layer.renderer().rootRule().children()
+            seen["rules"] = [[r.filterExpression(), r.label(), r.symbol().color().name()] for r in rules]
     seen["features"] = layer.featureCount()
     seen["aliases"] = {field.name(): field.alias() for field in layer.fields()}
     return seen
@@ -111,10 +115,19 @@ for argument in sys.argv[3:]:
         view = opened.viewSettings().defaultViewExtent()
         draw(drawn(opened), view, folder / f"{Path(argument).name}.png")
         continue
+    if argument.endswith((".qml", ".sld")):
+        load = opened.loadSldStyle if argument.endswith(".sld") else opened.loadNamedStyle
+        message, done = load(argument)
+        if not done:
+            sys.exit(f"QGIS can't apply {argument}: {message}")
+        answers[Path(argument).name] = tell(opened)
+        continue
     opened = open_layer(argument)
     answers[Path(argument).name] = tell(opened)
     if argument == checked:
         answers[Path(argument).name]["faults"] = faults(opened)
+    if isinstance(opened, QgsRasterLayer):
+        opened.saveSldStyle(str(folder / f"{Path(argument).name}.sld"))
     if opened.isSpatial():
         draw([opened], opened.extent(), folder / f"{Path(argument).name}.png")
 print(json.dumps(answers))

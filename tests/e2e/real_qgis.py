@@ -37,7 +37,8 @@ def in_qgis(home: Path, program: Path, *arguments: object, **variables: str) -> 
 def look(home: Path, *sources: object, check: object = "") -> dict[str, Any]:
     """Open layers and projects; tell what QGIS sees by file name, and draw each into ``<home>/<file name>.png``.
 
-    ``check`` is the one among the sources whose geometries are to be checked too.
+    A style among the sources is applied to the layer before it. Of a raster ``<home>/<file name>.sld`` is what QGIS
+    writes of its look. ``check`` is the one among the sources whose geometries are to be checked too.
     """
     done = in_qgis(home, PYTHON, SESSION, home, check, *sources)
     assert done.returncode == 0, done.stderr

@@ -1,5 +1,6 @@
 """Each pipeline that comes with landseg runs as it stands, on a model that is quick to run."""
 
+import base64
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import rasterio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.io import MemoryFile
 
 from landseg.batch import load_pipeline
 from landseg.model.bundle import DEFAULT_MODEL
@@ -78,6 +80,18 @@ def test_a_region_of_overlapping_scenes_is_the_newest_of_each(
     layer = geopandas.read_file(tmp_path / "maps/region.gpkg", layer="landuse")
     assert shapely.coverage_is_valid(layer.geometry.to_numpy())
     assert layer.area.sum() == 120 * 100
+    page = tmp_path / "region.html"
+    reported = landseg("report", tmp_path / "maps/region.gpkg", "--out", page)
+    assert (reported.code, reported.err) == (0, "")
+    shown = json.loads(page.read_text().split('id="report">')[1].split("</script>")[0])
+    jpeg = base64.b64decode(shown["imagery"].removeprefix("data:image/jpeg;base64,"))
+    with MemoryFile(jpeg) as memory, memory.open() as picture:
+        difference = picture.read().astype(int) - city[:, :, :100]
+    assert np.abs(difference).mean() < 5
+    told = dict(shown["provenance"])
+    assert told["Scenes"] == "3: north, 2026-03-01; south, 2026-04-01; middle, 2026-05-01"
+    assert told["Where they overlap"] == "the newest counts"
+    assert told["Model"].startswith("small, ")
     checked = landseg("catalog", "validate", "--catalog", catalog)
     assert (checked.code, checked.err) == (0, "")
     assert "10 objects and 22 files checked, 0 faults" in checked.out

@@ -77,6 +77,32 @@ def test_a_map_of_landsegs_own_keeps_names_and_confidence(
     assert again.equals(first)
 
 
+def test_classes_that_do_not_occur_are_listed_as_a_run_lists_them(
+    landseg: Landseg, make_scene: SceneMaker, small_bundle: Path, city: np.ndarray, tmp_path: Path
+) -> None:
+    arguments = ("--model", small_bundle, "--quiet", "--json")
+    mapped = landseg("run", make_scene(city[:, :48, :48]), "--out", tmp_path / "map.gpkg", *arguments)
+    with rasterio.open(tmp_path / "map.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as file:
+        file.write(np.where(file.read(1) > 0, 5, 0).astype(np.uint8), 1)
+    drawn = landseg("polygonize", tmp_path / "map.tif", "--out", tmp_path / "again.gpkg", "--quiet", "--json")
+    assert drawn.code == 0, drawn.err
+    of_run, of_raster = (json.loads(outcome.out)["areas"] for outcome in (mapped, drawn))
+    assert [(a["class_id"], a["class_name"]) for a in of_raster] == [(a["class_id"], a["class_name"]) for a in of_run]
+    assert [a["polygons"] for a in of_raster] == [0, 1, 0]
+
+
+def test_strips_of_an_interrupted_run_are_not_lost(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
+    raster = make_scene(np.full((1, 4, 4), 7, np.uint8), "classes.tif", colours=None)
+    strip = tmp_path / "map.gpkg.landseg/0123/strip.npz"
+    strip.parent.mkdir(parents=True)
+    strip.touch()
+    refused = landseg("polygonize", raster, "--out", tmp_path / "map.gpkg", "--overwrite", "--quiet")
+    assert refused.code == 2
+    assert "run that was interrupted" in refused.err
+    assert strip.exists()
+    assert not (tmp_path / "map.gpkg").exists()
+
+
 def test_degrees_are_measured_in_metres(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     coarse = rng.integers(1, 4, (12, 12), np.uint8)

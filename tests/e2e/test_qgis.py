@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import geopandas
 import numpy as np
@@ -12,7 +13,9 @@ from numpy.typing import NDArray
 
 from landseg.legend import Legend
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+from landseg.outputs.style import SLD
 from landseg.run import OutputPaths
+from tests.conftest import Landseg
 from tests.e2e.real_qgis import look, needs_qgis
 
 pytestmark = needs_qgis
@@ -83,6 +86,40 @@ def test_the_raster_opens_with_its_palette(seen: dict[str, Any], legend: Legend)
     assert raster["renderer"] == "paletted"
     assert raster["classes"] == classes_of(legend)
     assert raster["crs"] == "EPSG:32640"
+
+
+def test_exported_styles_can_be_applied(
+    demo: tuple[OutputPaths, str], legend: Legend, landseg: Landseg, tmp_path: Path
+) -> None:
+    polygons, raster = demo[0].polygons, demo[0].raster
+    for name in ("polygons.sld", "polygons.qml", "raster.qml"):
+        assert landseg("style", "export", "--out", tmp_path / name).code == 0
+    plain = shutil.copy(raster, tmp_path / "plain.tif")
+
+    seen = look(
+        tmp_path, polygons, tmp_path / "polygons.sld", tmp_path / "polygons.qml", plain, tmp_path / "raster.qml"
+    )
+
+    assert seen["plain.tif"].get("classes") != classes_of(legend)
+    assert seen["polygons.sld"]["rules"] == [[f"class_id = {c.class_id}", c.name, c.colour] for c in legend]
+    assert seen["polygons.qml"]["classes"] == seen["raster.qml"]["classes"] == classes_of(legend)
+
+
+def test_the_raster_s_sld_is_what_qgis_would_write(
+    seen: dict[str, Any], folder: Path, landseg: Landseg, tmp_path: Path
+) -> None:
+    """QGIS writes such files, GeoServer reads them."""
+    assert landseg("style", "export", "--for", "raster", "--out", tmp_path / "landuse.sld").code == 0
+
+    ours, theirs = (
+        next(ET.parse(path).iter(f"{{{SLD}}}RasterSymbolizer"))
+        for path in (tmp_path / "landuse.sld", folder / "landuse.tif.sld")
+    )
+
+    def tell(symbolizer: ET.Element) -> list[tuple[str, str, dict[str, str]]]:
+        return [(part.tag, (part.text or "").strip(), dict(part.attrib)) for part in symbolizer.iter()]
+
+    assert tell(ours) == tell(theirs)
 
 
 @pytest.mark.parametrize("name", ["landuse.gpkg", "landuse.tif"])

@@ -405,6 +405,10 @@ def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path, caplog: pyte
     assert [(scene.name, scene.href) for scene in found] == [("[d]", files[1]), ("e", files[2])]
     with pytest.raises(UsageError, match="no scene"):
         find_scenes(pipeline(scenes={"files": [f"{tmp_path}/*.jp2"]}))
+    caplog.clear()
+    with pytest.raises(UsageError, match="no scene"):
+        find_scenes(pipeline(scenes={"files": [f"{tmp_path}/maps/*.tif"]}, out=tmp_path / "maps"))
+    assert f"matches files of the output folder {tmp_path}/maps alone" in caplog.text
 
 
 def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:

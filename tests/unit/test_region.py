@@ -112,6 +112,22 @@ def test_a_map_is_open_from_its_first_row_to_its_last(tmp_path: Path, legend: Le
     ]  # fmt: skip
 
 
+def test_of_many_side_by_side_few_are_open(tmp_path: Path, legend: Legend, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = []
+    for index in range(6):
+        path = tmp_path / f"{index}.tif"
+        write_map(path, np.full((10, 4), (2, 5, 7)[index % 3]), 90, legend, ORIGIN @ Affine.translation(4 * index, 0))
+        parts.append(Part(str(index), path))
+    monkeypatch.setattr("landseg.region.MOST_OPEN", 2)
+    grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
+    held, strips = [], []
+    for labels, _ in merge_rows(parts, grid, "most-confident", strip_rows=4):
+        held.append(open_rasters(tmp_path))
+        strips.append(labels)
+    assert held == [["0.tif", "1.tif"], ["0.tif", "1.tif"], []]
+    assert (np.concatenate(strips) == np.repeat([2, 5, 7, 2, 5, 7], 4)).all()
+
+
 def region(
     parts: list[Part], folder: Path, legend: Legend, rule: MergeRule = "most-confident"
 ) -> geopandas.GeoDataFrame:

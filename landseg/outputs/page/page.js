@@ -31,11 +31,20 @@ function percent(share) {
   return `${number(100 * share, 1)} %`;
 }
 
+// Rounded down, so that what is below a limit is seen to be; what is added is less than a digit, and more than floats err.
+function confidence(value) {
+  return `${number(Math.floor(10 * value + 1e-3) / 10, 1)} %`;
+}
+
+function counted(value, noun) {
+  return `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
+}
+
 // Figures
 
 function showSummary() {
   const total = report.classes.reduce((sum, c) => sum + c.area_m2, 0);
-  const parts = [area(total), `${number(report.polygon_count)} polygons`, ...report.headline];
+  const parts = [area(total), counted(report.polygon_count, "polygon"), ...report.headline];
   document.getElementById("summary").textContent = parts.join(" · ");
 }
 
@@ -86,13 +95,13 @@ function showHistogram() {
 function showUnsure(select) {
   const { below, polygons, area_m2, share, largest } = report.unsure;
   document.getElementById("unsure-summary").textContent = polygons
-    ? `${number(polygons)} polygons, ${area(area_m2)} or ${percent(share)} of the area, are below ${below} %: there ` +
-      "the other classes together are likelier than the one mapped. The largest:"
+    ? `Below ${below} %: ${counted(polygons, "polygon")}, ${area(area_m2)} or ${percent(share)} of the area. There the ` +
+      "other classes together are likelier than the one mapped. The largest:"
     : `No polygon has a mean confidence below ${below} %.`;
   const items = largest.map((polygon) => {
     const c = report.classes[polygon.place];
     const name = element("span", { className: "name" }, swatch(c.colour), c.class_name);
-    const figures = `${area(polygon.area_m2)}, ${number(polygon.confidence)} %`;
+    const figures = `${area(polygon.area_m2)}, ${confidence(polygon.confidence)}`;
     const button = element("button", { type: "button" }, name, element("span", { className: "figures", textContent: figures }));
     button.addEventListener("click", () => select(polygon.index));
     return element("li", {}, button);
@@ -292,11 +301,11 @@ function selector(map, data) {
 
 function attributes(data, polygon) {
   const c = report.classes[data.places[polygon]];
-  const confidence = data.confidence[polygon];
+  const sure = data.confidence[polygon];
   const rows = [
     ["Class", element("span", {}, swatch(c.colour), c.class_name)],
     ["Area", area(data.area_m2[polygon])],
-    ["Mean confidence", Number.isNaN(confidence) ? "unknown" : `${number(confidence)} %`],
+    ["Mean confidence", Number.isNaN(sure) ? "unknown" : confidence(sure)],
     ["Perimeter", `${number(data.perimeter_m[polygon])} m`],
   ];
   const cells = rows.map(([term, value]) =>

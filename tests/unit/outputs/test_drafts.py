@@ -62,6 +62,19 @@ def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:
         assert list(drafts.folder.iterdir()) == []
 
 
+def test_what_an_interrupted_run_kept_is_left_to_it(tmp_path: Path) -> None:
+    final = tmp_path / "a.gpkg"
+    strips = tmp_path / "a.gpkg.landseg/key/strip.npz"
+    strips.parent.mkdir(parents=True)
+    strips.touch()
+    with pytest.raises(OutputExistsError, match=r"a\.gpkg\.landseg holds its finished strips"), Drafts(final):
+        pass
+    assert strips.exists()
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.gpkg.landseg"]
+    with Drafts(final, kept="key") as drafts:
+        assert list(drafts.kept.iterdir()) == [strips]
+
+
 def test_an_existing_product_needs_overwrite(tmp_path: Path) -> None:
     final = tmp_path / "a.gpkg"
     final.touch()

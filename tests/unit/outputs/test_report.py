@@ -27,7 +27,7 @@ from landseg.outputs.report import (
 )
 from landseg.outputs.vector import write_layer
 from landseg.polygons import Polygons
-from tests.conftest import Landseg
+from tests.conftest import Landseg, SceneMaker
 
 UTM = CRS.from_epsg(32640)
 # A map is the user's: names of classes may hold anything.
@@ -57,7 +57,7 @@ def geopackage(tmp_path: Path) -> Path:
 
 def page_of(geopackage: Path) -> tuple[str, dict[str, Any]]:
     out = geopackage.with_suffix(".html")
-    write_report(out, read_map(geopackage), None)
+    write_report(out, read_map(geopackage), [])
     page = out.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="report">(.*?)</script>', page, re.DOTALL)
     assert found is not None
@@ -73,7 +73,7 @@ def test_a_page_tells_what_the_geopackage_holds(geopackage: Path) -> None:
     ]
     assert report["unsure"]["share"] == pytest.approx(0.08)
     assert [(p["index"], p["place"], p["area_m2"]) for p in report["unsure"]["largest"]] == [(1, 1, 8)]
-    assert report["provenance"] == [["Map", "map.gpkg"], ["Manifest", "none of a single run beside the map"]]
+    assert report["provenance"] == [["Map", "map.gpkg"], ["Manifest", "none beside the map"]]
     assert report["imagery"] is None
 
 
@@ -181,10 +181,29 @@ def test_imagery_that_has_gone_is_left_out_but_one_that_is_named_must_be_there(
     geopackage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scene = {"href": "gone.tif", "bands": [1, 2, 3], "band_names": ["red", "green", "blue"], "value_ranges": []}
-    manifest = {"properties": {"landseg:scene": scene, "landseg:config": {"assume_crs": None}}}
+    properties = {"landseg:scene": scene, "landseg:config": {"assume_crs": None}, "landseg:areas": []}
+    manifest = {"properties": properties, "links": [{"rel": "derived_from", "href": "gone.tif"}]}
     geopackage.with_suffix(".json").write_text(json.dumps(manifest))
     content = read_map(geopackage)
-    assert find_imagery(content, None) is None
+    assert find_imagery(content, None) == []
     assert "--scene" in caplog.text
+    # It is looked for from the manifest's folder.
+    assert f"{geopackage.parent}/gone.tif" in caplog.text
     with pytest.raises(SceneError, match=r"elsewhere\.tif"):
         find_imagery(content, "elsewhere.tif")
+
+
+def test_a_map_without_a_manifest_can_be_shown_over_imagery_that_is_named(
+    geopackage: Path, make_scene: SceneMaker, landseg: Landseg
+) -> None:
+    scene = make_scene(
+        np.full((3, 10, 10), 90, np.uint8), "city.tif", transform=Affine(1, 0, 500_000, 0, -1, 2_700_010)
+    )
+    content = read_map(geopackage)
+    (imagery,) = find_imagery(content, str(scene))
+    assert (imagery.read(content.grid, 20)[2:-2, 2:-2] == 90).all()
+
+    grey = make_scene(np.full((1, 10, 10), 90, np.uint8), "grey.tif")
+    refused = landseg("report", geopackage, "--out", geopackage.with_name("page.html"), "--scene", grey)
+    assert refused.code == 3
+    assert "red, green and blue" in refused.err

@@ -10,7 +10,7 @@ from rasterio.enums import ColorInterp
 
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
-from landseg.outputs.style import COLUMNS, OGC, SLD, TABLE_COLUMNS, pam, qml, sld
+from landseg.outputs.style import COLUMNS, OGC, SLD, TABLE_COLUMNS, pam, polygon_sld, qml, raster_sld
 from landseg.outputs.vector import FIELDS as VECTOR_FIELDS
 
 LEGEND = Legend(
@@ -73,7 +73,7 @@ def test_every_field_of_the_outputs_is_explained() -> None:
 
 def test_sld_has_a_rule_for_each_class() -> None:
     names = {"sld": SLD, "ogc": OGC}
-    root = ET.fromstring(sld(LEGEND))
+    root = ET.fromstring(polygon_sld(LEGEND))
     assert (root.tag, root.get("version")) == (f"{{{SLD}}}StyledLayerDescriptor", "1.0.0")
     rules = root.findall("sld:NamedLayer/sld:UserStyle/sld:FeatureTypeStyle/sld:Rule", names)
     assert [
@@ -84,6 +84,13 @@ def test_sld_has_a_rule_for_each_class() -> None:
         )
         for rule in rules
     ] == [('trees <&> "shrubs"', "4", "#009e73"), ("building", "1", "#d55e00"), ("Wälder", "2", "#ffffff")]
+
+
+def test_the_raster_s_sld_has_its_palette() -> None:
+    (palette,) = ET.fromstring(raster_sld(LEGEND)).iter(f"{{{SLD}}}ColorMap")
+    assert palette.get("type") == "values"
+    entries = [(entry.get("quantity"), entry.get("color"), entry.get("label")) for entry in palette]
+    assert entries == [("4", "#009e73", 'trees <&> "shrubs"'), ("1", "#d55e00", "building"), ("2", "#ffffff", "Wälder")]
 
 
 @pytest.fixture
