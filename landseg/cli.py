@@ -75,8 +75,10 @@ def options(
 def run(
     scene: Annotated[str, typer.Argument(help="raster to map: a path, or a URL (https://, s3://)")],
     out: Annotated[
-        Path,
-        typer.Option(help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp; .tif and .json beside"),
+        str,
+        typer.Option(
+            help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp, a path or s3://…; .tif and .json beside"
+        ),
     ],
     model: Model = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")] = None,
@@ -105,6 +107,9 @@ def run(
     picture: Annotated[bool | None, typer.Option("--picture", help="draw the map as a PNG too")] = None,
     qgis_project: Annotated[
         bool | None, typer.Option("--qgis-project", help="write a QGIS project of map and scene too")
+    ] = None,
+    work_folder: Annotated[
+        Path | None, typer.Option(help="where outputs for s3:// are made, if not in the user's cache")
     ] = None,
     overwrite: Overwrite = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
@@ -135,6 +140,7 @@ def run(
         "simplify": simplify,
         "picture": picture,
         "qgis_project": qgis_project,
+        "work_folder": work_folder,
         "overwrite": overwrite,
     }
     plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
@@ -153,8 +159,8 @@ def run(
         typer.echo(json.dumps(result.summary(), indent=2))
     else:
         terminal.print_areas(result.areas)
-        for path in result.outputs.all:
-            typer.echo(path)
+        for place in result.outputs.places:
+            typer.echo(place)
 
 
 @app.command()

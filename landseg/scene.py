@@ -26,7 +26,7 @@ from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid, cells, shrunk
-from landseg.hrefs import hide_secrets, is_remote
+from landseg.hrefs import hide_secrets, is_remote, s3_endpoint
 
 GDAL_VERSION: str = rasterio.__gdal_version__
 
@@ -59,9 +59,23 @@ _HTTP_OPTIONS: Mapping[str, Any] = {
     "GDAL_HTTP_LOW_SPEED_TIME": 30,
 }
 
+
+def _s3_options() -> Mapping[str, Any]:
+    """Say in GDAL's words which server the environment names for what is on S3."""
+    endpoint = s3_endpoint()
+    if endpoint is None:
+        return {}
+    # Names of buckets go into the path: few servers but Amazon's have a host for each.
+    return {
+        "AWS_S3_ENDPOINT": endpoint.netloc + endpoint.path.rstrip("/"),
+        "AWS_HTTPS": "YES" if endpoint.scheme == "https" else "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+    }
+
+
 GDAL_OPTIONS: Mapping[str, Any] = {
     # What the environment says of them counts.
-    **{name: value for name, value in _HTTP_OPTIONS.items() if name not in os.environ},
+    **{name: value for name, value in {**_HTTP_OPTIONS, **_s3_options()}.items() if name not in os.environ},
     # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
     # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
     "GDAL_CACHEMAX": 256 * 2**20,

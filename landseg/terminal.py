@@ -24,6 +24,7 @@ STAGES = {
     "raster": "writing the raster",
     "polygons": "drawing polygons",
     "outputs": "writing the outputs",
+    "upload": "uploading",
 }
 LINE_EVERY_S = 5.0
 """Seconds between plain progress lines, as read in a job's log."""
