@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -23,6 +23,9 @@ from landseg.errors import (
     UsageError,
 )
 from landseg.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from landseg.run import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -119,7 +122,7 @@ def run(
     """Map the land use of a scene."""
     from landseg import terminal
     from landseg.config import RunConfig, load_config, override
-    from landseg.run import build_plan, check, execute, projected_seconds
+    from landseg.run import build_plan, check, execute
 
     given = {
         "model": model,
@@ -144,14 +147,15 @@ def run(
         "overwrite": overwrite,
     }
     plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
-    check(plan)
+    try:
+        check(plan)
+    except OutputExistsError:
+        # Who asks for the plan gets it, and then hears of what is in its way.
+        if dry_run:
+            _show_plan(plan, as_json=as_json)
+        raise
     if dry_run:
-        # Of a scheduler's workers this machine can't tell.
-        seconds = None if plan.config.scheduler else round(projected_seconds(plan), 1)
-        if as_json:
-            typer.echo(json.dumps(plan.summary() | {"seconds": seconds}, indent=2))
-        else:
-            terminal.print_plan(plan.summary(), seconds)
+        _show_plan(plan, as_json=as_json)
         return
     with terminal.show_progress(quiet) as on_progress:
         result = execute(plan, on_progress)
@@ -161,6 +165,18 @@ def run(
         terminal.print_areas(result.areas)
         for place in result.outputs.places:
             typer.echo(place)
+
+
+def _show_plan(plan: "Plan", *, as_json: bool) -> None:
+    from landseg import terminal
+    from landseg.run import projected_seconds
+
+    # Of a scheduler's workers this machine can't tell.
+    seconds = None if plan.config.scheduler else round(projected_seconds(plan), 1)
+    if as_json:
+        typer.echo(json.dumps(plan.summary() | {"seconds": seconds}, indent=2))
+    else:
+        terminal.print_plan(plan.summary(), seconds)
 
 
 @app.command()
