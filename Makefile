@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := data_catalog/scenes/dubai-tile2/dubai_tile2.tif
 
-.PHONY: demo test check model plugin airflow clean
+.PHONY: demo test check model plugin airflow s3server clean
 
 demo: $(VENV)/installed
 	mkdir -p out
@@ -41,6 +41,14 @@ $(VENV)-airflow/installed: constraints-airflow.txt
 	$(VENV)-airflow/bin/pip install --quiet --constraint constraints-airflow.txt apache-airflow-core
 	touch $@
 
+# For tests/e2e/test_object_storage.py: a server that speaks S3, in memory. It needs an older dateutil than landseg's tests.
+s3server: $(VENV)-s3server/installed
+
+$(VENV)-s3server/installed:
+	$(PYTHON) -m venv $(VENV)-s3server
+	$(VENV)-s3server/bin/pip install --quiet 'moto[server]==5.2.5'
+	touch $@
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
@@ -54,4 +62,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) $(VENV)-airflow out
+	rm -rf $(VENV) $(VENV)-airflow $(VENV)-s3server out

@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -23,6 +23,9 @@ from landseg.errors import (
     UsageError,
 )
 from landseg.logs import log_to_stderr
+
+if TYPE_CHECKING:
+    from landseg.run import Plan
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -75,8 +78,10 @@ def options(
 def run(
     scene: Annotated[str, typer.Argument(help="raster to map: a path, or a URL (https://, s3://)")],
     out: Annotated[
-        Path,
-        typer.Option(help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp; .tif and .json beside"),
+        str,
+        typer.Option(
+            help="polygons: .gpkg, .parquet, .fgb, .geojson, .geojsonl or .shp, a path or s3://…; .tif and .json beside"
+        ),
     ],
     model: Model = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")] = None,
@@ -106,6 +111,9 @@ def run(
     qgis_project: Annotated[
         bool | None, typer.Option("--qgis-project", help="write a QGIS project of map and scene too")
     ] = None,
+    work_folder: Annotated[
+        Path | None, typer.Option(help="where outputs for s3:// are made, if not in the user's cache")
+    ] = None,
     overwrite: Overwrite = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
     as_json: Json = False,
@@ -114,7 +122,7 @@ def run(
     """Map the land use of a scene."""
     from landseg import terminal
     from landseg.config import RunConfig, load_config, override
-    from landseg.run import build_plan, check, execute, projected_seconds
+    from landseg.run import build_plan, check, execute
 
     given = {
         "model": model,
@@ -135,17 +143,19 @@ def run(
         "simplify": simplify,
         "picture": picture,
         "qgis_project": qgis_project,
+        "work_folder": work_folder,
         "overwrite": overwrite,
     }
     plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
-    check(plan)
+    try:
+        check(plan)
+    except OutputExistsError:
+        # Who asks for the plan gets it, and then hears of what is in its way.
+        if dry_run:
+            _show_plan(plan, as_json=as_json)
+        raise
     if dry_run:
-        # Of a scheduler's workers this machine can't tell.
-        seconds = None if plan.config.scheduler else round(projected_seconds(plan), 1)
-        if as_json:
-            typer.echo(json.dumps(plan.summary() | {"seconds": seconds}, indent=2))
-        else:
-            terminal.print_plan(plan.summary(), seconds)
+        _show_plan(plan, as_json=as_json)
         return
     with terminal.show_progress(quiet) as on_progress:
         result = execute(plan, on_progress)
@@ -153,8 +163,20 @@ def run(
         typer.echo(json.dumps(result.summary(), indent=2))
     else:
         terminal.print_areas(result.areas)
-        for path in result.outputs.all:
-            typer.echo(path)
+        for place in result.outputs.places:
+            typer.echo(place)
+
+
+def _show_plan(plan: "Plan", *, as_json: bool) -> None:
+    from landseg import terminal
+    from landseg.run import projected_seconds
+
+    # Of a scheduler's workers this machine can't tell.
+    seconds = None if plan.config.scheduler else round(projected_seconds(plan), 1)
+    if as_json:
+        typer.echo(json.dumps(plan.summary() | {"seconds": seconds}, indent=2))
+    else:
+        terminal.print_plan(plan.summary(), seconds)
 
 
 @app.command()

@@ -17,7 +17,18 @@ from typing import cast
 
 import dask
 import torch
-from distributed import Client, Future, KilledWorker, LocalCluster, Worker, WorkerPlugin, as_completed, get_worker, wait
+from distributed import (
+    Client,
+    Future,
+    KilledWorker,
+    LocalCluster,
+    Reschedule,
+    Worker,
+    WorkerPlugin,
+    as_completed,
+    get_worker,
+    wait,
+)
 from distributed.utils import get_mp_context
 
 from landseg.errors import LandsegError, MemoryLimitError, ResourceError
@@ -26,11 +37,15 @@ from landseg.mapping import Advance, Compute, MapJob, Mapper, StripStore
 from landseg.model.pspnet import PSPNet
 from landseg.predict import DeviceName, Precision, choose_device, choose_precision
 
+log = logging.getLogger(__name__)
+
 # Else every connection that comes or goes is news.
 logging.getLogger("distributed").setLevel(logging.WARNING)
 
 TRIES = 3
-"""Workers that a strip may end before it is given up; the last one takes one chip at a time."""
+"""How often a strip may end its worker, or find too little memory, before it is given up; at last by single chips."""
+
+MORE_MEMORY = "give workers more memory, or a smaller --batch; the same command goes on from what is finished"
 
 CONNECT_S = 10
 
@@ -141,10 +156,7 @@ class _Strips(WorkerPlugin):
             store = StripStore(self.folder, self.job)
             tries = store.count_try(index)
             if tries > TRIES:
-                raise MemoryLimitError(
-                    f"strip {index} ended its worker {TRIES} times",
-                    "give workers more memory, or a smaller --batch; the same command goes on from what is finished",
-                )
+                raise MemoryLimitError(f"strip {index} ended its worker {TRIES} times", MORE_MEMORY)
             if self.mapper is None:
                 self.mapper = Mapper(self.job, self.network)
             self.mapper.batch = self.job.batch if tries < TRIES else 1
@@ -154,7 +166,14 @@ class _Strips(WorkerPlugin):
                 nonlocal counted
                 counted += chips
 
-            self.mapper.map_strip(index, store, count)
+            try:
+                self.mapper.map_strip(index, store, count)
+            except (MemoryError, MemoryLimitError) as error:
+                if tries < TRIES:
+                    log.warning("strip %d found too little memory; trying it again", index)
+                    # The scheduler chooses anew: another worker, if one is free.
+                    raise Reschedule from error
+                raise MemoryLimitError(f"strip {index} found too little memory {TRIES} times", MORE_MEMORY) from error
             return counted
 
 

@@ -113,6 +113,9 @@ class RunConfig(MapConfig):
     """Options of ``landseg run``; the command line's options of the same names come before the file's."""
 
     overwrite: bool = Field(False, description="replace existing outputs")
+    work_folder: Path | None = Field(
+        None, description="where outputs on object storage are made before they are uploaded; by default in the cache"
+    )
 
 
 class CatalogQuery(Strict):

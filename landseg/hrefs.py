@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path, PurePosixPath
+from urllib.parse import SplitResult, urlsplit
 
 # User and password before the host, and the query, which is where signatures and keys of signed URLs stand.
 _URL = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?#'\"]*)(?:[?#](?:[^\s'\"]|'(?=\w))*?(?=[:,.]?(?:\s|$|['\"](?!\w))))?")
@@ -22,10 +23,21 @@ def hide_secrets(text: str) -> str:
     return _QUERY.sub("", _GDAL_OPTIONS.sub(r"\1", _URL.sub(r"\1\2", text)))
 
 
-def from_folder(href: str, folder: Path) -> str:
-    """Name a local file as a document in a folder does, by its relative path; others are left as they are."""
+def s3_endpoint() -> SplitResult | None:
+    """Say which server is asked for what is on S3, by the variables that Amazon's own tools heed; None: Amazon's."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return urlsplit(endpoint) if endpoint else None
+
+
+def from_folder(href: str, folder: Path | None) -> str:
+    """Name a local file as a document in a folder does, by its relative path; others are left as they are.
+
+    A document that is in no folder of this machine names it by its whole path.
+    """
     if not Path(href).exists():
         return href
+    if folder is None:
+        return Path(href).resolve().as_posix()
     try:
         return Path(os.path.relpath(href, folder)).as_posix()
     except ValueError:  # on another drive of Windows

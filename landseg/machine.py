@@ -9,6 +9,11 @@ CGROUP = Path("/sys/fs/cgroup")
 """Where a container finds its limits, on Linux."""
 
 
+def cache_folder() -> Path:
+    """Give the user's folder for what can be made again; it need not exist."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "landseg"
+
+
 def available_bytes() -> int:
     """Count the main memory that is free, within the limits of the container if this is one."""
     free = int(psutil.virtual_memory().available)

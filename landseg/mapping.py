@@ -48,7 +48,7 @@ class Progress:
     Parameters
     ----------
     stage
-        ``map``, ``raster``, ``polygons`` or ``outputs``.
+        ``map``, ``raster``, ``polygons``, ``outputs`` or ``upload``.
     done, total
         Pixels of the grid, in the stage ``map``; 0 of 0 elsewhere.
     chips

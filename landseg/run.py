@@ -33,9 +33,9 @@ from landseg.errors import (
     UsageError,
 )
 from landseg.grid import Grid, Strip, Tiling, windows_of
-from landseg.hrefs import from_folder
+from landseg.hrefs import from_folder, is_remote
 from landseg.legend import NODATA
-from landseg.machine import available_bytes, cores
+from landseg.machine import available_bytes, cache_folder, cores
 from landseg.mapping import (
     BATCHES_PER_STRIP,
     Compute,
@@ -50,12 +50,13 @@ from landseg.mapping import (
 from landseg.model.bundle import Bundle, read_bundle
 from landseg.mosaic import Mosaic, Sums
 from landseg.outputs import ClassArea
-from landseg.outputs.drafts import Drafts, check_space, check_writable
+from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
 from landseg.outputs.imagery import Imagery
 from landseg.outputs.manifest import listed_files, write_manifest
 from landseg.outputs.picture import PICTURE_PX, draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
+from landseg.outputs.storage import StorageFolder
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygonizing import check_minima, merging_of
@@ -78,13 +79,13 @@ log = logging.getLogger(__name__)
 BASE_BYTES = 820 * 2**20
 """What Python, torch and GDAL take; measured on Linux with torch 2.15, on the CPU."""
 
-UNRECORDED = {"overwrite", "max_memory", "workers", "scheduler"}
+UNRECORDED = {"overwrite", "max_memory", "workers", "scheduler", "work_folder"}
 """Options that a manifest leaves out: how a map was made, and not what of."""
 
 
 @dataclass(frozen=True)
 class OutputPaths:
-    """Where a run's products are.
+    """Where a run's products are; those for object storage, where they would be if they stayed in the work folder.
 
     Parameters
     ----------
@@ -98,6 +99,8 @@ class OutputPaths:
         PNG, or None if none was asked for.
     project
         QGIS project, or None if none was asked for.
+    storage
+        Where the products are uploaded to, or None if they stay on this machine.
     """
 
     polygons: Path
@@ -105,9 +108,12 @@ class OutputPaths:
     manifest: Path
     picture: Path | None
     project: Path | None
+    storage: StorageFolder | None = None
 
     @classmethod
-    def of(cls, out: Path, *, picture: bool = False, project: bool = False) -> "OutputPaths":
+    def of(
+        cls, out: Path, *, picture: bool = False, project: bool = False, storage: StorageFolder | None = None
+    ) -> "OutputPaths":
         """Derive all paths from the main product's."""
         return cls(
             polygons=out,
@@ -115,7 +121,13 @@ class OutputPaths:
             manifest=out.with_suffix(".json"),
             picture=out.with_suffix(".png") if picture else None,
             project=out.with_suffix(".qgz") if project else None,
+            storage=storage,
         )
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder on this machine where all of them end up, if any."""
+        return self.polygons.parent if self.storage is None else None
 
     @property
     def sidecar(self) -> Path:
@@ -133,6 +145,11 @@ class OutputPaths:
         optional = [path for path in (self.picture, self.project) if path is not None]
         beside = (*optional, *companions(self.polygons))
         return (self.sidecar, self.style, self.raster, *beside, self.polygons, self.manifest)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Path or URL of every product, in the same order."""
+        return tuple(str(path) if self.storage is None else f"{self.storage.url}/{path.name}" for path in self.all)
 
 
 @dataclass(frozen=True)
@@ -266,7 +283,8 @@ class Plan:
             "memory_bytes": self.memory_bytes,
             "budget_bytes": self.budget_bytes,
             "disk_bytes": self.disk_bytes,
-            "outputs": [str(path) for path in self.outputs.all],
+            "work_folder": str(Drafts(self.outputs.polygons).folder),
+            "outputs": list(self.outputs.places),
         }
 
 
@@ -293,7 +311,7 @@ class Result:
         properties = self.manifest["properties"]
         return {
             "id": self.manifest["id"],
-            "outputs": [str(path) for path in self.outputs.all],
+            "outputs": list(self.outputs.places),
             "areas": properties["landseg:areas"],
             "valid_pixels": properties["landseg:valid_pixels"],
             "model": properties["landseg:model"]["name"],
@@ -301,7 +319,7 @@ class Result:
         }
 
 
-def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
+def build_plan(scene: str, out: Path | str, config: RunConfig) -> Plan:
     """Decide everything about a run.
 
     Parameters
@@ -309,7 +327,7 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     scene
         Path or URL of the raster to map.
     out
-        The GeoPackage to write; the other products stand beside it.
+        The polygons to write: a path, or a URL on S3; the other products stand beside them.
     config
         The options.
 
@@ -322,7 +340,8 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
     ResourceError
         If the device asked for is not there.
     """
-    check_format(out)
+    outputs = _outputs(out, config)
+    check_format(outputs.polygons)
     bundle, device, dtype = check_config(config)
     card = bundle.card
     info = describe_scene(scene, config.assume_crs)
@@ -340,9 +359,22 @@ def build_plan(scene: str, out: Path, config: RunConfig) -> Plan:
         batch=config.batch or (8 if device.type == "cpu" else 64),
         threads=cores(),
         budget_bytes=memory_budget(config),
-        outputs=OutputPaths.of(out, picture=config.picture, project=config.qgis_project),
+        outputs=outputs,
     )
     return _fitted(plan)
+
+
+def _outputs(out: Path | str, config: RunConfig) -> OutputPaths:
+    """Say where the products go: to a path, or by way of a work folder to object storage."""
+    storage = None
+    if is_remote(str(out)):
+        storage, name = StorageFolder.around(str(out))
+        out = storage.below(config.work_folder or cache_folder() / "s3") / name
+    elif config.work_folder is not None:
+        raise UsageError(
+            f"--work-folder is of no use for {out}", "only outputs on object storage (s3://) are not made beside it"
+        )
+    return OutputPaths.of(Path(out), picture=config.picture, project=config.qgis_project, storage=storage)
 
 
 def check_config(config: RunConfig) -> tuple[Bundle, torch.device, torch.dtype]:
@@ -428,28 +460,47 @@ def check(plan: Plan) -> None:
             f"the run takes up to {needed:.2f} GB of memory; {allowed} {given:.2f} GB",
             f"give it --max-memory {math.ceil(1000 * needed)}MB" + (", or a smaller --batch" if plan.batch > 1 else ""),
         )
-    check_writable(plan.outputs.polygons, plan.outputs.all, overwrite=plan.config.overwrite)
-    scene = Path(plan.info.path)
-    for product in plan.outputs.all:
-        if scene.exists() and product.exists() and product.samefile(scene):
-            raise UsageError(f"the output {product} is the scene itself", "choose another --out")
-    _check_own(plan.outputs)
-    check_space(plan.outputs.polygons.parent, plan.disk_bytes)
+    outputs, scene = plan.outputs, Path(plan.info.path)
+    if outputs.storage is not None:
+        with writing(outputs.polygons):
+            outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(outputs.polygons, outputs.all, overwrite=True)
+    for product, place in zip(outputs.all, outputs.places, strict=True):
+        if place == plan.info.path or (scene.exists() and product.exists() and product.samefile(scene)):
+            raise UsageError(f"the output {place} is the scene itself", "choose another --out")
+    check_space(outputs.polygons.parent, plan.disk_bytes)
+    _check_existing(outputs, overwrite=plan.config.overwrite)
 
 
-def _check_own(outputs: OutputPaths) -> None:
-    """Refuse to replace what stands beside the polygons and is no part of an earlier map.
+def _check_existing(outputs: OutputPaths, *, overwrite: bool) -> None:
+    """Refuse to replace what is there unless that was asked for, and always what is no part of an earlier map.
 
     Overwriting was asked for by the name of the polygons alone. A run that was killed has left its folder, and perhaps
     some products without their manifest.
     """
-    if Drafts(outputs.polygons).folder.is_dir():
-        return
-    own = listed_files(outputs.manifest) | {path.name for path in (outputs.polygons, *companions(outputs.polygons))}
-    for product in outputs.all:
-        if product.exists() and product.name not in own:
+    storage, manifest = outputs.storage, outputs.manifest
+    if storage is None:
+        existing = {path.name for path in outputs.all if path.exists()}
+    else:
+        existing = storage.existing([path.name for path in outputs.all])
+    places = {path.name: place for path, place in zip(outputs.all, outputs.places, strict=True)}
+    # The one that was asked for by name comes first.
+    for name in (outputs.polygons.name, *places):
+        if name in existing and not overwrite:
             raise OutputExistsError(
-                f"{product} exists and is no part of an earlier map", "move it away, or choose another --out"
+                f"{places[name]} exists already", "replace it with --overwrite, or choose another --out"
+            )
+    if not existing or Drafts(outputs.polygons).folder.is_dir():
+        return
+    own = {path.name for path in (outputs.polygons, *companions(outputs.polygons))}
+    if manifest.name in existing:
+        text = storage.read_text(manifest.name) if storage else manifest.read_text(encoding="utf-8", errors="replace")
+        if listed := listed_files(text):
+            own |= {manifest.name, *listed}
+    for name in places:
+        if name in existing - own:
+            raise OutputExistsError(
+                f"{places[name]} exists and is no part of an earlier map", "move it away, or choose another --out"
             )
 
 
@@ -530,6 +581,7 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
                 imagery=imagery,
                 grid=plan.grid,
                 legend=legend,
+                folder=outputs.folder,
             )
         products = {
             "polygons": outputs.polygons,
@@ -548,11 +600,15 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
             areas=areas,
             products={key: drafts.path(product) for key, product in products.items()},
             title=f"Land use of {Path(plan.info.shown).stem}",
-            sources=[from_folder(plan.info.shown, outputs.manifest.parent)],
+            sources=[from_folder(plan.info.shown, outputs.folder)],
             versions=versions(),
             properties=_provenance(plan, job.ranges, valid_pixels, lost),
         )
-        drafts.publish(outputs.all)
+        if outputs.storage is None:
+            drafts.publish(outputs.all)
+        else:
+            on_progress(Progress("upload"))
+            outputs.storage.upload([drafts.path(product) for product in outputs.all])
     return Result(outputs, areas, manifest)
 
 

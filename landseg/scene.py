@@ -1,5 +1,6 @@
 """Scenes: what a raster is, which of its bands a model reads, on which grid, and its pixels window by window."""
 
+import logging
 import math
 import os
 import threading
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
+from urllib.error import HTTPError
 
 import numpy as np
 import rasterio
@@ -26,7 +28,9 @@ from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid, cells, shrunk
-from landseg.hrefs import hide_secrets, is_remote
+from landseg.hrefs import hide_secrets, is_remote, s3_endpoint
+
+log = logging.getLogger(__name__)
 
 GDAL_VERSION: str = rasterio.__gdal_version__
 
@@ -59,9 +63,23 @@ _HTTP_OPTIONS: Mapping[str, Any] = {
     "GDAL_HTTP_LOW_SPEED_TIME": 30,
 }
 
+
+def _s3_options() -> Mapping[str, Any]:
+    """Say in GDAL's words which server the environment names for what is on S3."""
+    endpoint = s3_endpoint()
+    if endpoint is None:
+        return {}
+    # Names of buckets go into the path: few servers but Amazon's have a host for each.
+    return {
+        "AWS_S3_ENDPOINT": endpoint.netloc + endpoint.path.rstrip("/"),
+        "AWS_HTTPS": "YES" if endpoint.scheme == "https" else "NO",
+        "AWS_VIRTUAL_HOSTING": "FALSE",
+    }
+
+
 GDAL_OPTIONS: Mapping[str, Any] = {
     # What the environment says of them counts.
-    **{name: value for name, value in _HTTP_OPTIONS.items() if name not in os.environ},
+    **{name: value for name, value in {**_HTTP_OPTIONS, **_s3_options()}.items() if name not in os.environ},
     # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
     # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
     "GDAL_CACHEMAX": 256 * 2**20,
@@ -177,7 +195,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     SceneError
         If there is no such raster, it can't be read, or has no bands.
     CrsError
-        If it has no usable CRS.
+        If it has no usable CRS, or the one to assume is none.
     """
     if not is_remote(path) and not Path(path).exists():
         raise SceneError(f"there is no scene {path}")
@@ -208,13 +226,19 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
 def _stamp(path: str) -> tuple[int | str, ...]:
     """Say what changes when the file does."""
     if path.startswith(("http://", "https://")):
+        request = urllib.request.Request(path, method="HEAD")  # noqa: S310 (the scheme was looked at)
         try:
-            request = urllib.request.Request(path, method="HEAD")  # noqa: S310 (the scheme was looked at)
             with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
                 headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
                 return tuple(value for value in headers if value)
-        except (OSError, HTTPException):
-            return ()  # the server answers to GET alone
+        except HTTPError as error:
+            # Refused for good: the server, or the signature in the URL, is for GET alone.
+            if error.code in (400, 401, 403, 404, 405, 501):
+                return ()
+            raise SceneError(f"{path} can't be reached", f"its server answers {error.code}; try again later") from error
+        except (OSError, HTTPException) as error:
+            # Without its stamp the scene would be taken for another one.
+            raise SceneError(f"{path} can't be reached", f"{error}; try again later") from error
     if is_remote(path):
         return ()
     status = Path(path).stat()
@@ -222,21 +246,25 @@ def _stamp(path: str) -> tuple[int | str, ...]:
 
 
 def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
-    crs = source.crs
+    crs, assumed = source.crs, None
+    if assume_crs is not None:
+        try:
+            assumed = CRS.from_user_input(assume_crs)
+        except (CRSError, ValueError) as error:
+            raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
+    if crs is not None and assumed not in (None, crs):
+        log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, crs.to_string())
     if crs is None and source.gcps[0]:
         raise CrsError(
             f"{path} has ground control points but no georeferencing", "rectify it first: gdalwarp -t_srs EPSG:n …"
         )
     if crs is None:
-        if assume_crs is None:
+        if assumed is None:
             raise CrsError(
                 f"{path} has no coordinate reference system",
                 "if you know it, say so: --assume-crs EPSG:n; else georeference it in QGIS first",
             )
-        try:
-            crs = CRS.from_user_input(assume_crs)
-        except (CRSError, ValueError) as error:
-            raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
+        crs = assumed
     try:
         Transformer.from_crs(crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
     except ProjError as error:

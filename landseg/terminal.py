@@ -24,6 +24,7 @@ STAGES = {
     "raster": "writing the raster",
     "polygons": "drawing polygons",
     "outputs": "writing the outputs",
+    "upload": "uploading",
 }
 LINE_EVERY_S = 5.0
 """Seconds between plain progress lines, as read in a job's log."""
@@ -175,7 +176,7 @@ def print_item(item: "pystac.Item") -> None:
         "about": properties.get("description", ""),
         "date": _dates(item),
         "bounds": "" if item.bbox is None else ", ".join(f"{value:.4f}" for value in item.bbox) + " (degrees)",
-        "size": "" if shape is None else f"{shape[0]:,} x {shape[1]:,} px",
+        "size": "" if shape is None else _extent(*shape),
         "gsd": f"{properties['gsd']:g} m" if "gsd" in properties else "",
         "crs": properties.get("proj:code") or "",
         "bands": ", ".join(band["name"] for band in bands),
@@ -221,12 +222,12 @@ def print_plan(summary: Mapping[str, Any], seconds: float | None) -> None:
     rows = {
         "scene": summary["scene"],
         "model": f"{summary['model']}, bands {', '.join(map(str, summary['bands']))}",
-        "grid": f"{grid['rows']:,} x {grid['cols']:,} px of {grid['gsd_m']:g} m, {grid['crs']}{resampled}",
+        "grid": f"{_extent(grid['rows'], grid['cols'])} of {grid['gsd_m']:g} m, {grid['crs']}{resampled}",
         "chips": f"{chips['count']:,} of {chips['chip_px']} px, {chips['overlap_px']} px shared",
         "network": f"{summary['device']}, {summary['precision']}",
-        "memory": f"up to {summary['memory_bytes'] / 1e9:.2f} GB of {summary['budget_bytes'] / 1e9:.2f} GB allowed",
-        "disk": f"up to {summary['disk_bytes'] / 1e9:.2f} GB",
-        "time": "unknown" if seconds is None else f"about {duration(seconds)}, polygons aside",
+        "memory": f"up to {_size(summary['memory_bytes'])} of {_size(summary['budget_bytes'])} allowed",
+        "disk": f"up to {_size(summary['disk_bytes'])}, in {summary['work_folder']}",
+        "time": "unknown" if seconds is None else f"{_about(seconds)}, polygons aside",
         "outputs": "\n".join(summary["outputs"]),
     }
     print_pairs(rows)
@@ -280,6 +281,19 @@ def print_pairs(rows: Mapping[str, str]) -> None:
 def _console() -> Console:
     # Names are the user's: brackets in them are no markup.
     return Console(markup=False, highlight=False)
+
+
+def _extent(rows: int, cols: int) -> str:
+    """Say how large a raster is as people do, the width first."""
+    return f"{cols:,} x {rows:,} px"
+
+
+def _size(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e9 else f"{max(1, round(n_bytes / 1e6))} MB"
+
+
+def _about(seconds: float) -> str:
+    return f"about {duration(seconds)}" if seconds >= 1 else "under 1 s"
 
 
 def duration(seconds: float) -> str:

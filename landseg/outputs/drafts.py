@@ -97,8 +97,11 @@ class Drafts:
         with suppress(OSError):
             self.folder.rmdir()
         self._owner.unlink(missing_ok=True)
+        # While it is held: afterwards it may be another run's. One that waits for it sees that it is gone. Windows
+        # removes no file that is open.
+        with suppress(PermissionError):
+            Path(self._lock.lock_file).unlink(missing_ok=True)
         self._lock.release()
-        Path(self._lock.lock_file).unlink(missing_ok=True)
 
     def _read_owner(self) -> str:
         try:

@@ -90,14 +90,14 @@ def sources_of(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     return [href if is_remote(href) else str(folder / href) for href in hrefs]
 
 
-def listed_files(manifest: Path) -> set[str]:
-    """Name the files of the map that a manifest is of, itself included; none if it is no manifest of landseg's."""
+def listed_files(manifest: str) -> set[str]:
+    """Name the files of the map that a manifest's text lists; none if it is no manifest of landseg's."""
     try:
-        item = json.loads(manifest.read_text(encoding="utf-8"))
+        item = json.loads(manifest)
         if "landseg:areas" not in item["properties"]:
             return set()
-        return {manifest.name, *(Path(asset["href"]).name for asset in item["assets"].values())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {Path(asset["href"]).name for asset in item["assets"].values()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         return set()
 
 

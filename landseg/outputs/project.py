@@ -38,6 +38,7 @@ def write_project(
     imagery: Imagery | None,
     grid: Grid,
     legend: Legend,
+    folder: Path | None,
 ) -> None:
     """Write a project that opens a map over its scene.
 
@@ -46,8 +47,7 @@ def write_project(
     path
         A draft; the caller renames it when it is complete.
     polygons, raster
-        The map's products at their final places, where the project will stand too. Files are named relative to it, so
-        that a folder that holds all of them can be moved.
+        The map's products, which will stand beside the project.
     scene
         What was mapped.
     imagery
@@ -56,6 +56,9 @@ def write_project(
         The map's.
     legend
         Names and colours of the classes.
+    folder
+        Where the project will stand. Files are named relative to it, so that a folder that holds all of them can be
+        moved. None if that is not on this machine: a local scene is then named by its whole path.
 
     Raises
     ------
@@ -81,7 +84,7 @@ def write_project(
         add_table_style(table)
 
     group = _add_group(tree, "Imagery")
-    name, source = Path(scene.shown).stem, _scene_source(scene.shown, polygons.parent)
+    name, source = Path(scene.shown).stem, _scene_source(scene.shown, folder)
     pixels = _Layer("imagery", name, source, "raster", scene.grid.crs).add(group, layers)
     if imagery is not None:
         _add_colours(pixels, imagery)
@@ -98,7 +101,7 @@ def write_project(
         archive.writestr(project, ET.tostring(root, encoding="utf-8", xml_declaration=True), zipfile.ZIP_DEFLATED)
 
 
-def _scene_source(scene: str, folder: Path) -> str:
+def _scene_source(scene: str, folder: Path | None) -> str:
     """Name a scene as GDAL opens it, a local file relative to the project's folder; a URL has lost its secrets."""
     if Path(scene).exists():
         return from_folder(scene, folder)

@@ -70,18 +70,21 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(plan: Plan, expected: by
 
 
 class Poison(WorkerPlugin):
-    """Makes every worker die of strip 2 as long as it takes that many chips at once."""
+    """Makes every worker die of strip 2, or run out of memory, as long as it takes that many chips at once."""
 
     name = "poison"
 
-    def __init__(self, deadly_batch: int) -> None:
+    def __init__(self, deadly_batch: int, error: Exception | None = None) -> None:
         self.deadly_batch = deadly_batch
+        self.error = error
 
     def setup(self, worker: object) -> None:  # noqa: ARG002
-        map_strip, deadly_batch = Mapper.map_strip, self.deadly_batch
+        map_strip, deadly_batch, error = Mapper.map_strip, self.deadly_batch, self.error
 
         def poisoned(mapper: Mapper, index: int, *rest: object) -> None:
             if index == 2 and mapper.batch >= deadly_batch:
+                if error is not None:
+                    raise error
                 os._exit(1)
             logging.getLogger("landseg").warning("strip %d is on its way", index)
             map_strip(mapper, index, *rest)
@@ -89,11 +92,12 @@ class Poison(WorkerPlugin):
         Mapper.map_strip = poisoned  # type: ignore[method-assign]
 
 
+@pytest.mark.parametrize("error", [None, MemoryError()], ids=["killed", "memory"])
 def test_a_strip_that_ends_workers_is_tried_with_one_chip_at_a_time(
-    plan: Plan, cluster: LocalCluster, caplog: pytest.LogCaptureFixture
+    plan: Plan, cluster: LocalCluster, caplog: pytest.LogCaptureFixture, error: Exception | None
 ) -> None:
     with Client(cluster) as client:
-        client.register_plugin(Poison(deadly_batch=2))
+        client.register_plugin(Poison(2, error))
     with rasterio.open(execute(planned(plan, batch=2)).outputs.raster) as file:
         expected = file.read(1)
     caplog.clear()
@@ -101,12 +105,23 @@ def test_a_strip_that_ends_workers_is_tried_with_one_chip_at_a_time(
     with rasterio.open(result.outputs.raster) as file:
         assert (file.read(1) == expected).mean() > 0.999
     assert "strip 0 is on its way" in caplog.text
+    assert caplog.text.count("strip 2 found too little memory; trying it again") == (2 if error else 0)
 
 
-def test_a_strip_that_ends_every_worker_is_given_up_and_the_rest_is_kept(plan: Plan, cluster: LocalCluster) -> None:
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (None, "strip 2 ended its worker 3 times"),
+        (MemoryLimitError("memory does not suffice"), "strip 2 found too little memory 3 times"),
+    ],
+    ids=["killed", "memory"],
+)
+def test_a_strip_that_ends_every_worker_is_given_up_and_the_rest_is_kept(
+    plan: Plan, cluster: LocalCluster, error: Exception | None, says: str
+) -> None:
     with Client(cluster) as client:
-        client.register_plugin(Poison(deadly_batch=1))
-    with pytest.raises(MemoryLimitError, match="strip 2 ended its worker 3 times"):
+        client.register_plugin(Poison(1, error))
+    with pytest.raises(MemoryLimitError, match=says):
         execute(planned(plan, scheduler=cluster.scheduler_address))
     kept = {path.stem for path in plan.outputs.polygons.parent.rglob("*.npz")}
     assert {"000000", "000001", "000003"} <= kept

@@ -87,6 +87,17 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     assert list(tmp_path.iterdir()) == [scene]
 
 
+def test_a_dry_run_tells_the_plan_though_outputs_exist(
+    landseg: Landseg, make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "map.gpkg").write_text("precious")
+    options = ("--out", tmp_path / "map.gpkg", "--model", small_bundle, "--dry-run", "--json")
+    outcome = landseg("run", make_scene(city), *options)
+    assert outcome.code == 2
+    assert "map.gpkg exists already" in outcome.err
+    assert json.loads(outcome.out)["chips"]["count"] > 1
+
+
 def test_options_come_before_the_file_s(
     landseg: Landseg, make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from landseg.errors import SceneError
-from landseg.hrefs import from_folder, hide_secrets, is_remote, stem
+from landseg.hrefs import from_folder, hide_secrets, is_remote, s3_endpoint, stem
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,14 @@ def test_local_files_are_named_from_a_document_s_folder(tmp_path: Path) -> None:
     (tmp_path / "data" / "a.tif").touch()
     assert from_folder(str(tmp_path / "data" / "a.tif"), tmp_path / "out") == "../data/a.tif"
     assert from_folder("https://x.org/a.tif", tmp_path) == "https://x.org/a.tif"
+    assert from_folder(str(tmp_path / "data" / ".." / "data" / "a.tif"), None) == str(tmp_path / "data" / "a.tif")
+
+
+def test_the_server_of_s3_is_the_one_that_amazon_s_tools_would_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    assert s3_endpoint() is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://all.example:9000")
+    assert s3_endpoint() == ("http", "all.example:9000", "", "", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")
+    assert s3_endpoint() == ("https", "s3.example", "", "", "")

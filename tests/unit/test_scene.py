@@ -1,5 +1,7 @@
 import dataclasses
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ from rasterio.crs import CRS
 
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import Grid
-from landseg.scene import SceneInfo, describe_scene, match_bands, value_ranges, working_grid
+from landseg.scene import SceneInfo, _stamp, describe_scene, match_bands, value_ranges, working_grid
 from tests.conftest import DEMO_SCENE, UTM40, SceneMaker
 
 RGB_NAMES = ("red", "green", "blue")
@@ -213,3 +215,42 @@ def test_a_truncated_file_is_named_with_the_place(make_scene: SceneMaker, city: 
 def test_information_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         info().path = "other"  # type: ignore[misc]
+
+
+def test_a_crs_is_assumed_only_where_there_is_none(
+    make_scene: SceneMaker, city: NDArray[np.uint8], caplog: pytest.LogCaptureFixture
+) -> None:
+    scene = str(make_scene(city))
+    assert describe_scene(scene, "EPSG:32639").grid.crs.to_epsg() == 32640
+    assert "--assume-crs is not heeded" in caplog.text
+    caplog.clear()
+    describe_scene(scene, "EPSG:32640")
+    assert caplog.text == ""
+    with pytest.raises(CrsError, match="'castle' is no coordinate reference system"):
+        describe_scene(scene, "castle")
+
+
+class _Refusing(BaseHTTPRequestHandler):
+    def do_HEAD(self) -> None:
+        self.send_response(int(self.path[1:]))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+def test_a_server_that_fails_does_not_make_a_scene_another_one() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        try:
+            assert _stamp(f"{url}/405") == ()
+            with pytest.raises(SceneError, match="can't be reached") as caught:
+                _stamp(f"{url}/503?sig=secret")
+            assert "secret" not in str(caught.value)
+        finally:
+            server.shutdown()
+            thread.join()
+    with pytest.raises(SceneError, match="can't be reached"):
+        _stamp("http://127.0.0.1:1/a.tif")

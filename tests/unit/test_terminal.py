@@ -4,7 +4,7 @@ import pytest
 
 from landseg.mapping import Progress
 from landseg.outputs import ClassArea
-from landseg.terminal import duration, print_areas, print_pairs, show_progress
+from landseg.terminal import duration, print_areas, print_pairs, print_plan, show_progress
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,25 @@ def test_the_class_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert heading == ["class", "area", "(ha)", "share", "polygons", "confidence"]
     assert first == ["building", "12.3", "25.0%", "1,234", "81", "%"]
     assert second == ["[park]", "0.0", "0.0%", "0"]
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "seconds", "size", "time"),
+    [(3e5, 0.3, "1 MB", "under 1 s"), (28.4e6, 1, "28 MB", "about 1 s"), (2.345e9, None, "2.35 GB", "unknown")],
+)
+def test_a_plan_is_told_in_units_that_fit(
+    capsys: pytest.CaptureFixture[str], n_bytes: float, seconds: float | None, size: str, time: str
+) -> None:
+    grid = {"rows": 4438, "cols": 6447, "gsd_m": 0.5, "crs": "EPSG:32640", "resampled": False}
+    chips = {"count": 1, "chip_px": 240, "overlap_px": 60}
+    sizes = dict.fromkeys(("memory_bytes", "budget_bytes", "disk_bytes"), n_bytes)
+    names = {"scene": "a.tif", "model": "m", "bands": [1], "device": "cpu", "precision": "float32"}
+    print_plan({**names, **sizes, "grid": grid, "chips": chips, "work_folder": "w", "outputs": []}, seconds)
+    out = capsys.readouterr().out
+    assert "6,447 x 4,438 px of 0.5 m" in out
+    assert f"up to {size} of {size} allowed" in out
+    assert f"up to {size}, in w" in out
+    assert time in out
 
 
 def test_values_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

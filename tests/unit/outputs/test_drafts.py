@@ -1,8 +1,10 @@
 import errno
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from landseg.errors import DiskError, OutputExistsError, ResourceError, UsageError
 from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
@@ -52,6 +54,23 @@ def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
         assert caught.value.exit_code == 4
         first.publish([final])
     assert final.read_text() == "whole"
+
+
+def test_a_lock_that_is_released_is_not_taken_from_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final, release, runs = tmp_path / "a.gpkg", FileLock.release, ExitStack()
+
+    def release_and_be_followed(lock: FileLock) -> None:
+        release(lock)
+        monkeypatch.undo()
+        runs.enter_context(Drafts(final))
+
+    monkeypatch.setattr(FileLock, "release", release_and_be_followed)
+    with Drafts(final):
+        pass
+    with runs, pytest.raises(ResourceError, match="is being written"), Drafts(final):
+        pass
 
 
 def test_what_a_killed_run_left_is_cleared(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tests.conftest import RGB, UTM40, SceneMaker
 GRID = Grid((20, 30), Affine(2, 0, 500_000, 0, -2, 2_700_000), UTM40)
 
 
-def project_of(folder: Path, legend: Legend, **changes: Any) -> ET.Element:
+def project_of(folder: Path, legend: Legend, /, **changes: Any) -> ET.Element:
     values = {
         "polygons": folder / "map.gpkg",
         "raster": folder / "map.tif",
@@ -28,6 +28,7 @@ def project_of(folder: Path, legend: Legend, **changes: Any) -> ET.Element:
         "imagery": None,
         "grid": GRID,
         "legend": legend,
+        "folder": folder,
     }
     write_project(folder / "map.qgz", **(values | changes))
     with zipfile.ZipFile(folder / "map.qgz") as archive:
@@ -61,7 +62,7 @@ def test_a_local_scene_is_named_relative_to_the_project(
 ) -> None:
     (tmp_path / "maps").mkdir()
     scene = describe_scene(str(make_scene(city)))
-    project = project_of(tmp_path, legend, scene=scene, polygons=tmp_path / "maps/map.gpkg")
+    project = project_of(tmp_path, legend, scene=scene, folder=tmp_path / "maps")
     assert sources(project)[-1] == "../scene.tif"
 
 

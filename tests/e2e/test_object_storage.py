@@ -1,0 +1,188 @@
+"""Maps of scenes on S3, written to S3: the installed command against a server that speaks its protocol, on loopback."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pyarrow.fs import FileSelector, S3FileSystem
+
+from landseg.outputs.manifest import checksum
+from tests.conftest import ROOT, Landseg, SceneMaker
+
+SERVER = ROOT / ".venv-s3server/bin/python"
+"""moto needs an older dateutil than landseg's tests: it has an environment of its own, made by `make s3server`."""
+
+PROGRAM = """
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+input()
+"""
+
+SECRET = "a-secret-that-no-one-may-see"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    if not SERVER.exists():
+        pytest.skip("there is no server of S3: make s3server")
+    with subprocess.Popen(
+        [SERVER, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
+        process.kill()
+
+
+@pytest.fixture
+def storage(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> S3FileSystem:
+    """Give the server as the command finds it: by variables of the environment alone; the bucket `maps` is empty."""
+    variables = {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "someone",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    files = S3FileSystem(
+        access_key="someone",
+        secret_key=SECRET,
+        endpoint_override=endpoint,
+        allow_bucket_creation=True,
+        allow_bucket_deletion=True,
+    )
+    if any(info.path == "maps" for info in files.get_file_info(FileSelector(""))):
+        files.delete_dir("maps")
+    files.create_dir("maps")
+    return files
+
+
+@pytest.fixture
+def scene(make_scene: SceneMaker, city: NDArray[np.uint8]) -> Path:
+    return make_scene(city)
+
+
+def upload(storage: S3FileSystem, path: str, content: bytes) -> None:
+    with storage.open_output_stream(path) as file:
+        file.write(content)
+
+
+def names(storage: S3FileSystem) -> list[str]:
+    found = storage.get_file_info(FileSelector("maps", recursive=True))
+    return sorted(info.path for info in found if info.is_file)
+
+
+def content_of(storage: S3FileSystem, path: str) -> bytes:
+    with storage.open_input_file(path) as file:
+        return bytes(file.read())
+
+
+def run(scene: str, out: str, model: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, since GDAL and landseg read the environment when they start."""
+    command = [sys.executable, "-m", "landseg", "run", scene, "--out", out, "--model", str(model), "--batch", "1"]
+    return subprocess.run([*command, "--device", "cpu", *options], capture_output=True, text=True, check=False)
+
+
+def test_a_scene_on_s3_becomes_a_map_on_s3(
+    storage: S3FileSystem, scene: Path, small_bundle: Path, landseg: Landseg, tmp_path: Path
+) -> None:
+    upload(storage, "maps/in put/scene.tif", scene.read_bytes())
+    options = "--picture", "--qgis-project", "--work-folder", str(tmp_path / "work")
+    done = run("s3://maps/in put/scene.tif", "s3://maps/city/landuse.gpkg", small_bundle, *options)
+    assert done.returncode == 0, done.stderr
+    suffixes = ("gpkg", "json", "png", "qgz", "qml", "tif", "tif.aux.xml")
+    assert names(storage) == [*(f"maps/city/landuse.{suffix}" for suffix in suffixes), "maps/in put/scene.tif"]
+    assert done.stdout.split()[-7:] == [
+        f"s3://maps/city/landuse.{suffix}" for suffix in ("tif.aux.xml", "qml", "tif", "png", "qgz", "gpkg", "json")
+    ]
+
+    manifest = content_of(storage, "maps/city/landuse.json")
+    item = json.loads(manifest)
+    copy = tmp_path / "copy"
+    for asset in item["assets"].values():
+        copy.write_bytes(content_of(storage, f"maps/city/{asset['href']}"))
+        assert asset["file:checksum"] == checksum(copy)
+    assert item["links"][0]["href"] == "s3://maps/in put/scene.tif"
+    assert SECRET not in manifest.decode() + done.stdout + done.stderr
+    assert list((tmp_path / "work/maps/city").iterdir()) == []
+
+    local = tmp_path / "local.gpkg"
+    assert landseg("run", scene, "--out", local, "--model", small_bundle, "--batch", "1", "--device", "cpu").code == 0
+    assert content_of(storage, "maps/city/landuse.tif") == local.with_suffix(".tif").read_bytes()
+
+
+@pytest.fixture
+def here(
+    landseg: Landseg, small_bundle: Path, scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., str]:
+    """Run in this process; give what was said on stderr."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def run(out: str, *options: object, code: int, scene: object = scene) -> str:
+        outcome = landseg("run", scene, "--out", out, "--model", small_bundle, "--quiet", "--batch", "1", *options)
+        assert outcome.code == code, outcome.err
+        assert SECRET not in outcome.err
+        return outcome.err
+
+    return run
+
+
+def test_what_is_there_is_replaced_when_that_is_asked_for(storage: S3FileSystem, here: Callable[..., str]) -> None:
+    out = "s3://maps/landuse.gpkg"
+    upload(storage, "maps/landuse.gpkg", b"old")
+    assert "s3://maps/landuse.gpkg exists already" in here(out, code=2)
+    assert content_of(storage, "maps/landuse.gpkg") == b"old"
+    here(out, "--overwrite", code=0)
+    here(out, "--overwrite", code=0)
+    upload(storage, "maps/landuse.png", b"mine")
+    assert "landuse.png exists and is no part of an earlier map" in here(out, "--overwrite", "--picture", code=2)
+
+
+def test_an_upload_that_fails_is_gone_on_with(
+    storage: S3FileSystem, here: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from landseg.mapping import Mapper
+    from landseg.outputs.storage import StorageFolder
+
+    upload_all, map_strip, computed = StorageFolder.upload, Mapper.map_strip, []
+
+    def cut_short(folder: StorageFolder, files: list[Path]) -> None:
+        upload_all(folder, files[:2])
+        # As if the bucket had gone by then.
+        upload_all(StorageFolder("gone", ""), files[2:])
+
+    def counted(*given: object) -> None:
+        computed.append(given[1])
+        map_strip(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(StorageFolder, "upload", cut_short)
+    monkeypatch.setattr(Mapper, "map_strip", counted)
+    out, work = "s3://maps/landuse.gpkg", tmp_path / "work"
+    assert "no access to s3://gone" in here(out, "--work-folder", work, code=4)
+    assert names(storage) == ["maps/landuse.qml", "maps/landuse.tif.aux.xml"]
+    assert list((work / "maps/landuse.gpkg.landseg").rglob("*.npz"))
+
+    computed_before = len(computed)
+    monkeypatch.setattr(StorageFolder, "upload", upload_all)
+    here(out, "--work-folder", work, "--overwrite", code=0)
+    assert len(computed) == computed_before > 0
+    assert "maps/landuse.json" in names(storage)
+
+
+def test_what_can_t_be_uploaded_is_refused_first(
+    storage: S3FileSystem, here: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "there is no bucket typo" in here("s3://typo/landuse.gpkg", code=2)
+    assert "nothing can be written to gs://" in here("gs://maps/landuse.gpkg", code=2)
+    assert "AWS_" in here(f"s3://someone:{SECRET}@maps/landuse.gpkg", code=2)
+    assert "--work-folder is of no use" in here(str(tmp_path / "a.gpkg"), "--work-folder", tmp_path, code=2)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert "no access to s3://maps" in here("s3://maps/landuse.gpkg", code=4)
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
