@@ -14,7 +14,7 @@ from pyarrow.fs import FileSelector, S3FileSystem
 from landseg.outputs.manifest import checksum
 from tests.conftest import ROOT, Landseg, SceneMaker
 
-SERVER = ROOT / ".venv-s3server/bin/python"
+SERVER = ROOT / ".venv-s3server"
 """moto needs an older dateutil than landseg's tests: it has an environment of its own, made by `make s3server`."""
 
 PROGRAM = """
@@ -30,10 +30,10 @@ SECRET = "a-secret-that-no-one-may-see"
 
 @pytest.fixture(scope="module")
 def endpoint() -> Iterator[str]:
-    if not SERVER.exists():
+    if not (SERVER / "installed").exists():
         pytest.skip("there is no server of S3: make s3server")
     with subprocess.Popen(
-        [SERVER, "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [SERVER / "bin/python", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
