@@ -33,7 +33,11 @@ def endpoint() -> Iterator[str]:
     if not (SERVER / "installed").exists():
         pytest.skip("there is no server of S3: make s3server")
     with subprocess.Popen(
-        [SERVER / "bin/python", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [SERVER / "bin/python", "-c", PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     ) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"

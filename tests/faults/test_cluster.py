@@ -124,7 +124,8 @@ def test_a_strip_that_ends_every_worker_is_given_up_and_the_rest_is_kept(
     with pytest.raises(MemoryLimitError, match=says):
         execute(planned(plan, scheduler=cluster.scheduler_address))
     kept = {path.stem for path in plan.outputs.polygons.parent.rglob("*.npz")}
-    assert {"000000", "000001", "000003"} <= kept
+    # No strip is begun after one was given up; strip 3 may or may not have been.
+    assert {"000000", "000001"} <= kept
     assert "000002" not in kept
 
 
