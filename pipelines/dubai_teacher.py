@@ -77,7 +77,7 @@ def load_encoder(teacher: Teacher, weights: Path) -> None:
 def train(config: TrainConfig, weights: Path, steps: int) -> Teacher:
     """Train on all of the configuration's pairs, varied as it says, and give the running average of the weights."""
     # All samples can be taught: the validation is the pupil's.
-    material = open_material(config, ("red", "green", "blue"), 1.0, CHIP_PX)
+    material = open_material(config, config.bands, config.gsd_m, CHIP_PX)
     chips = Chips(material.training, batch=BATCH, batches=steps, workers=1, seed=SEED)
     chips.trainer = None
     lightning.seed_everything(SEED, verbose=False)
