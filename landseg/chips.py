@@ -1,10 +1,10 @@
-"""Chips: a scene's windows as normalised batches, read ahead by threads while the network works."""
+"""Chips: a scene's windows in batches, read ahead by threads and brought to the device while the network works."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landseg.grid import ChipWindow, Tiling
-from landseg.scene import Pixels, SceneReader, ValueRanges
+from landseg.scene import SceneReader, ValueRanges
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Normalisation:
     """The one linear rule per band that takes a scene's values to what the network was trained on.
 
@@ -24,33 +24,32 @@ class Normalisation:
     Parameters
     ----------
     gain, offset
-        (C,) float32: the network sees ``clip(value, low, high) * gain + offset``.
+        (C, 1, 1) float32: the network sees ``clip(value, low, high) * gain + offset``.
     low, high
-        (C,) float32, the range that values are clipped to.
+        (C, 1, 1) float32, the range that values are clipped to.
     """
 
-    gain: NDArray[np.float32]
-    offset: NDArray[np.float32]
-    low: NDArray[np.float32]
-    high: NDArray[np.float32]
+    gain: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
 
     @classmethod
-    def of(cls, ranges: ValueRanges, mean: Sequence[float], std: Sequence[float]) -> Self:
+    def of(
+        cls, ranges: ValueRanges, mean: Sequence[float], std: Sequence[float], device: torch.device | None = None
+    ) -> Self:
         """Chain the scene's range -> 0-255 -> zero mean and unit deviation as the model's card says."""
         low, high = np.asarray(ranges, dtype=np.float64).T
         to_byte = 255.0 / (high - low)
         gain = to_byte / np.asarray(std)
         offset = (-low * to_byte - np.asarray(mean)) / np.asarray(std)
-        return cls(*(a.astype(np.float32) for a in (gain, offset, low, high)))
+        columns = (torch.from_numpy(a.astype(np.float32))[:, None, None] for a in (gain, offset, low, high))
+        return cls(*(column.to(device) for column in columns))
 
-    def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Normalise to (C, H, W) float32; invalid pixels become 0, the training data's mean."""
-        column = (slice(None), None, None)
-        values = np.clip(pixels.data.astype(np.float32), self.low[column], self.high[column])
-        values *= self.gain[column]
-        values += self.offset[column]
-        values[:, ~pixels.valid] = 0.0
-        return values
+    def __call__(self, pixels: Tensor, valid: Tensor) -> Tensor:
+        """Normalise pixels, (N, C, H, W), to float32; invalid ones, (N, H, W), become 0, the training data's mean."""
+        values = torch.clamp(pixels.to(torch.float32), self.low, self.high)
+        return values.mul_(self.gain).add_(self.offset).masked_fill_(~valid[:, None], 0.0)
 
 
 @dataclass(frozen=True)
@@ -64,28 +63,27 @@ class Batch:
     chips
         Their windows, N of them, from left to right.
     pixels
-        (N, C, S, S) float32, normalised.
+        (N, C, S, S) uint8 or float32, the scene's values.
     valid
-        (N, S, S) bool, True = usable.
+        (N, S, S) bool, True = usable; mirrored beyond the grid, as the pixels are.
     """
 
     chip_row: int
     chips: tuple[ChipWindow, ...]
     pixels: Tensor
-    valid: NDArray[np.bool_]
+    valid: Tensor
 
 
 @dataclass(frozen=True)
 class _Chip:
     window: ChipWindow
-    values: NDArray[np.float32] | None
+    values: NDArray[Any] | None
     valid: NDArray[np.bool_]
 
 
 def read_batches(
     scene: SceneReader,
     tiling: Tiling,
-    normalise: Normalisation,
     *,
     batch: int,
     chip_rows: range | None = None,
@@ -102,8 +100,6 @@ def read_batches(
         What to read; its grid is the tiling's.
     tiling
         The chips.
-    normalise
-        The scene's normalisation.
     batch
         Most chips per batch.
     chip_rows
@@ -125,7 +121,7 @@ def read_batches(
         while True:
             while len(pending) < 2 * batch + threads and (upcoming := next(windows, None)) is not None:
                 row, window = upcoming
-                pending.append((row, pool.submit(_read_chip, scene, window, normalise)))
+                pending.append((row, pool.submit(_read_chip, scene, window)))
             if not pending:
                 break
             row, future = pending.popleft()
@@ -142,17 +138,55 @@ def read_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read_chip(scene: SceneReader, window: ChipWindow, normalise: Normalisation) -> _Chip:
+def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
+    """Bring batches to a device; to a GPU each is copied while the one before it is worked on.
+
+    Parameters
+    ----------
+    batches
+        In main memory.
+    device
+        Where they are wanted.
+    """
+    if device.type != "cuda":
+        yield from batches
+        return
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    ahead: Batch | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            copied = [
+                tensor.pin_memory().to(device, non_blocking=True, copy=True) for tensor in (batch.pixels, batch.valid)
+            ]
+        if ahead is not None:
+            yield _arrived(ahead, copying)
+        ahead = replace(batch, pixels=copied[0], valid=copied[1])
+    if ahead is not None:
+        yield _arrived(ahead, copying)
+
+
+def _arrived(batch: Batch, copying: torch.cuda.Stream) -> Batch:
+    """Make what is computed from now on wait for the copies, and their memory wait for it."""
+    current = torch.cuda.current_stream(copying.device)
+    current.wait_stream(copying)
+    for tensor in (batch.pixels, batch.valid):
+        tensor.record_stream(current)
+    return batch
+
+
+def _read_chip(scene: SceneReader, window: ChipWindow) -> _Chip:
     pixels = scene.read(window.inside)
     if not pixels.valid.any():
         return _Chip(window, None, pixels.valid)
-    values, valid = normalise(pixels), pixels.valid
+    values, valid = pixels.data, pixels.valid
+    if values.dtype != np.uint8:
+        values = values.astype(np.float32)
     missing = window.read.height - window.inside.height, window.read.width - window.inside.width
     if any(missing):
         # Only where the scene is smaller than a chip: mirrored ground looks like ground, zeros would not.
         pad = (0, missing[0]), (0, missing[1])
         values = np.pad(values, ((0, 0), *pad), mode="symmetric")
-        valid = np.pad(valid, pad, constant_values=False)
+        valid = np.pad(valid, pad, mode="symmetric")
     return _Chip(window, values, valid)
 
 
@@ -161,5 +195,5 @@ def _collate(row: int, group: Sequence[_Chip]) -> Batch:
         chip_row=row,
         chips=tuple(chip.window for chip in group),
         pixels=torch.from_numpy(np.stack([chip.values for chip in group if chip.values is not None])),
-        valid=np.stack([chip.valid for chip in group]),
+        valid=torch.from_numpy(np.stack([chip.valid for chip in group])),
     )

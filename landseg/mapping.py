@@ -25,9 +25,10 @@ import torch
 from torch import Tensor
 
 from landseg import __version__
-from landseg.chips import Batch, Normalisation, read_batches
+from landseg.chips import Batch, Normalisation, on_device, read_batches
 from landseg.errors import RunInterruptedError
 from landseg.grid import Grid, Strip, Tiling
+from landseg.machine import cores
 from landseg.model.bundle import Bundle
 from landseg.model.pspnet import PSPNet
 from landseg.mosaic import Mosaic, Part, Rows, Sums, join
@@ -232,7 +233,9 @@ class Mapper:
         self.batch = job.batch
         card = job.bundle.card
         self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
-        self.normalise = Normalisation.of(job.ranges, card.mean, card.std)
+        self.normalise = Normalisation.of(job.ranges, card.mean, card.std, job.device)
+        # A GPU leaves the processors to the reading; a network on them does not.
+        self.reading_threads = 2 if job.device.type == "cpu" else cores()
 
     def answers(self, scene: RasterScene | SalvagedScene, strip: Strip) -> Iterator[tuple[Batch, Tensor]]:
         """Give the chips of a strip in batches with their probabilities, from top to bottom.
@@ -242,12 +245,24 @@ class Mapper:
         Yields
         ------
         tuple
-            A batch of N chips, and (N, K, S, S) float32 on the job's device that sums to 1 over K.
+            A batch of N chips, and (N, K, S, S) float32 that sums to 1 over K, both on the job's device.
+
+        Raises
+        ------
+        BundleError
+            At the end, if the network has answered with NaN or infinity.
         """
-        batches = read_batches(scene, self.job.tiling, self.normalise, batch=self.batch, chip_rows=strip.chip_rows)
-        with closing(batches):
-            for batch in batches:
-                yield batch, self.predict(batch.pixels)
+        batches = read_batches(
+            scene,
+            self.job.tiling,
+            batch=self.batch,
+            chip_rows=strip.chip_rows,
+            threads=self.reading_threads,
+        )
+        with closing(batches), closing(on_device(batches, self.job.device)) as arriving:
+            for batch in arriving:
+                yield batch, self.predict.unchecked(self.normalise(batch.pixels, batch.valid))
+        self.predict.check()
 
     def open_scene(self) -> RasterScene:
         """Open the job's scene on its grid."""

@@ -182,7 +182,7 @@ class Mosaic:
         """Bytes that the band takes for a number of classes: its sums, weights and validity."""
         return min(tiling.chip_px, tiling.shape[0]) * tiling.shape[1] * Sums.bytes_per_pixel(classes)
 
-    def add(self, chip: ChipWindow, probabilities: Tensor, valid: NDArray[np.bool_]) -> None:
+    def add(self, chip: ChipWindow, probabilities: Tensor, valid: Tensor) -> None:
         """Add a chip of the next row of chips to be finished.
 
         Parameters
@@ -190,9 +190,9 @@ class Mosaic:
         chip
             Its windows.
         probabilities
-            (K, S, S) float32.
+            (K, S, S) float32, on the mosaic's device.
         valid
-            (S, S) bool; beyond the grid it is not looked at.
+            (S, S) bool, there too; beyond the grid it is not looked at.
         """
         kept, read = chip.kept, chip.read
         rows, cols = _span(kept.row_off, kept.height), _span(kept.col_off, kept.width)
@@ -203,7 +203,7 @@ class Mosaic:
         band = self._band
         band.levels[:, *in_band] += levels.mul_(weights)
         band.weights[in_band] += weights
-        band.valid[in_band] |= torch.from_numpy(valid[in_chip]).to(band.valid.device)
+        band.valid[in_band] |= valid[in_chip]
 
     def finish(self, chip_row: int) -> Part:
         """Take the rows that no row of chips after ``chip_row`` touches; rows of chips are finished in order."""

@@ -104,10 +104,25 @@ class Predictor:
         self.temperature = temperature
         self.views = views
         self._limit: int | None = None
+        self._is_finite = torch.ones((), dtype=torch.bool, device=device)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Compute probabilities; see `unchecked`.
+
+        Raises
+        ------
+        MemoryLimitError
+            If memory does not suffice for a single chip.
+        BundleError
+            If the network answers with NaN or infinity.
+        """
+        probabilities = self.unchecked(pixels)
+        self.check()
+        return probabilities
 
     @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Compute probabilities.
+    def unchecked(self, pixels: Tensor) -> Tensor:
+        """Compute probabilities without waiting for a GPU to be through: `check` must follow.
 
         Where memory runs out the batch is halved, for this call and those that follow.
 
@@ -125,17 +140,23 @@ class Predictor:
         ------
         MemoryLimitError
             If memory does not suffice for a single chip.
-        BundleError
-            If the network answers with NaN or infinity.
         """
         while True:
             part = min(len(pixels), self._limit or len(pixels))
             try:
-                return torch.cat([self._forward(some) for some in torch.split(pixels, part)])
+                answers = [self._forward(some) for some in torch.split(pixels, part)]
+                return answers[0] if len(answers) == 1 else torch.cat(answers)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
             self._back_off(part)
+
+    def check(self) -> None:
+        """Raise if one of the answers so far was not a number, BundleError."""
+        if not self._is_finite:
+            raise BundleError(
+                "the network's answer is not a number", "its weights are damaged, or bf16 is too coarse for them"
+            )
 
     def _forward(self, pixels: Tensor) -> Tensor:
         x = pixels.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
@@ -143,10 +164,7 @@ class Predictor:
         for view in range(1, self.views):
             probabilities += _turn_back(self._probabilities(_turn(x, view)), view)
         probabilities /= self.views
-        if not torch.isfinite(probabilities).all():
-            raise BundleError(
-                "the network's answer is not a number", "its weights are damaged, or bf16 is too coarse for them"
-            )
+        self._is_finite &= torch.isfinite(probabilities).all()
         return probabilities
 
     def _probabilities(self, x: Tensor) -> Tensor:

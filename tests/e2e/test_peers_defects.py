@@ -89,8 +89,8 @@ def test_4_scaling_is_decided_once_for_a_scene(make_scene: SceneMaker, city: NDA
     normalise = Normalisation.of(ranges, (100, 100, 100), (40, 40, 40))
     found = []
     with RasterScene(info, (1, 2, 3), info.grid) as scene:
-        for batch in read_batches(scene, Tiling(info.grid.shape, 48, 12), normalise, batch=4):
-            for chip, pixels in zip(batch.chips, batch.pixels, strict=True):
+        for batch in read_batches(scene, Tiling(info.grid.shape, 48, 12), batch=4):
+            for chip, pixels in zip(batch.chips, normalise(batch.pixels, batch.valid), strict=True):
                 for row, col in ((10, 10), (100, 140)):
                     y, x = row - chip.read.row_off, col - chip.read.col_off
                     if 0 <= y < 48 and 0 <= x < 48:

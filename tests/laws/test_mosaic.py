@@ -64,8 +64,8 @@ def cases(draw: st.DrawFn) -> tuple[ArrayScene, Tiling, int]:
 
 
 def answers(scene: ArrayScene, tiling: Tiling, radius: int) -> list[tuple[Batch, torch.Tensor]]:
-    batches = read_batches(scene, tiling, AS_THEY_ARE, batch=3)
-    return [(batch, stand_in(batch.pixels, radius)) for batch in batches]
+    batches = read_batches(scene, tiling, batch=3)
+    return [(batch, stand_in(AS_THEY_ARE(batch.pixels, batch.valid), radius)) for batch in batches]
 
 
 def mosaicked(
@@ -123,7 +123,7 @@ def test_neither_order_nor_strips_matter(case: tuple[ArrayScene, Tiling, int], s
     random = np.random.default_rng(seed)
     answered = [
         (batch, torch.softmax(torch.from_numpy(random.normal(size=(len(batch.chips), 3, *batch.pixels.shape[2:]))), 1))
-        for batch in read_batches(scene, tiling, AS_THEY_ARE, batch=3)
+        for batch in read_batches(scene, tiling, batch=3)
     ]
     in_order = mosaicked(tiling, answered)
     for other in (mosaicked(tiling, answered, random), mosaicked(tiling, answered, random, chips)):
@@ -139,7 +139,7 @@ def test_an_average_of_what_chips_say_is_taken(case: tuple[ArrayScene, Tiling, i
     sums, weights = np.zeros((3, *tiling.shape)), np.zeros(tiling.shape)
     axis = np.maximum(1, np.rint(64 * np.sin(np.pi * (np.arange(tiling.chip_px) + 0.5) / tiling.chip_px) ** 2))
     answered = []
-    for batch in read_batches(scene, tiling, AS_THEY_ARE, batch=3):
+    for batch in read_batches(scene, tiling, batch=3):
         scores = torch.softmax(torch.from_numpy(random.normal(size=(len(batch.chips), 3, *batch.pixels.shape[2:]))), 1)
         answered.append((batch, scores))
         for chip, score in zip(batch.chips, scores.numpy(), strict=True):

@@ -2,13 +2,14 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from rasterio.windows import Window
 
 from landseg.chips import Normalisation, read_batches
 from landseg.errors import SceneError
 from landseg.grid import Tiling
 from landseg.scene import Pixels
-from tests.laws.test_mosaic import AS_THEY_ARE, ArrayScene
+from tests.laws.test_mosaic import ArrayScene
 
 RANDOM = np.random.default_rng(0)
 
@@ -20,22 +21,21 @@ def scene(rows: int, cols: int) -> ArrayScene:
 def test_normalisation_follows_the_card() -> None:
     normalise = Normalisation.of(((0, 255), (100, 1100)), mean=(100, 50), std=(20, 10))
     data = np.array([[[120.0, 0.0]], [[600.0, 5000.0]]])
-    values = normalise(Pixels(data, np.array([[True, True]])))
+    values = normalise(torch.from_numpy(data)[None], torch.ones(1, 1, 2, dtype=torch.bool))
     # Band 2: 600 lies in the middle of its range, at 127.5 of 255; 5000 is clipped to 255.
-    assert values == pytest.approx(np.array([[[1.0, -5.0]], [[7.75, 20.5]]]), rel=1e-5)
-    assert values.dtype == np.float32
+    torch.testing.assert_close(values, torch.tensor([[[[1.0, -5.0]], [[7.75, 20.5]]]]))
 
 
 def test_invalid_pixels_become_the_mean() -> None:
     normalise = Normalisation.of(((0, 1),), mean=(100,), std=(20,))
-    values = normalise(Pixels(np.array([[[np.nan, 0.5]]]), np.array([[False, True]])))
-    assert values[0, 0, 0] == 0
-    assert values[0, 0, 1] != 0
+    values = normalise(torch.tensor([[[[torch.nan, 0.5]]]]), torch.tensor([[[False, True]]]))
+    assert values[0, 0, 0, 0] == 0
+    assert values[0, 0, 0, 1] != 0
 
 
 def test_batches_come_in_order_and_do_not_cross_rows_of_chips() -> None:
     tiling = Tiling((70, 100), 20, 5)
-    batches = list(read_batches(scene(70, 100), tiling, AS_THEY_ARE, batch=4, threads=3))
+    batches = list(read_batches(scene(70, 100), tiling, batch=4, threads=3))
     assert [chip for batch in batches for chip in batch.chips] == list(tiling)
     for batch in batches:
         assert len(batch.chips) == len(batch.pixels) == len(batch.valid) <= 4
@@ -44,7 +44,7 @@ def test_batches_come_in_order_and_do_not_cross_rows_of_chips() -> None:
 
 def test_chips_hold_the_pixels_of_their_windows() -> None:
     source = scene(33, 41)
-    for batch in read_batches(source, Tiling((33, 41), 16, 4), AS_THEY_ARE, batch=3):
+    for batch in read_batches(source, Tiling((33, 41), 16, 4), batch=3):
         for chip, pixels in zip(batch.chips, batch.pixels.numpy(), strict=True):
             rows, cols = chip.read.toslices()
             assert (pixels == source.data[:, rows, cols]).all()
@@ -52,17 +52,24 @@ def test_chips_hold_the_pixels_of_their_windows() -> None:
 
 def test_a_scene_smaller_than_a_chip_is_mirrored() -> None:
     source = scene(1, 3)
-    (batch,) = read_batches(source, Tiling((1, 3), 8, 2), AS_THEY_ARE, batch=1)
+    (batch,) = read_batches(source, Tiling((1, 3), 8, 2), batch=1)
     a, b, c = source.data[0, 0]
     assert (batch.pixels.numpy() == np.array([a, b, c, c, b, a, a, b], dtype=np.float32)).all()
-    assert batch.valid.sum() == 3
+    assert batch.valid.all()
+
+
+def test_nodata_is_mirrored_too() -> None:
+    source = scene(1, 3)
+    source.valid[0, 2] = False
+    (batch,) = read_batches(source, Tiling((1, 3), 8, 2), batch=1)
+    assert batch.valid[0, 7].tolist() == [True, True, False, False, True, True, True, True]
 
 
 def test_chips_without_a_valid_pixel_are_left_out() -> None:
     source = scene(40, 40)
     source.valid[:, 20:] = False
     tiling = Tiling((40, 40), 10, 0)
-    read = [chip for batch in read_batches(source, tiling, AS_THEY_ARE, batch=3) for chip in batch.chips]
+    read = [chip for batch in read_batches(source, tiling, batch=3) for chip in batch.chips]
     assert read == [chip for chip in tiling if chip.read.col_off < 20]
 
 
@@ -77,13 +84,13 @@ def test_a_failed_read_reaches_the_caller_and_threads_end() -> None:
     source = scene(40, 40)
     before = threading.active_count()
     with pytest.raises(SceneError, match="damaged"):
-        list(read_batches(_Failing(source.data, source.valid), Tiling((40, 40), 10, 0), AS_THEY_ARE, batch=2))
+        list(read_batches(_Failing(source.data, source.valid), Tiling((40, 40), 10, 0), batch=2))
     assert threading.active_count() == before
 
 
 def test_reading_stops_when_the_caller_does() -> None:
     before = threading.active_count()
-    batches = read_batches(scene(40, 40), Tiling((40, 40), 10, 0), AS_THEY_ARE, batch=2)
+    batches = read_batches(scene(40, 40), Tiling((40, 40), 10, 0), batch=2)
     next(batches)
     batches.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before

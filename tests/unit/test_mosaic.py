@@ -6,7 +6,7 @@ from landseg.grid import Tiling
 from landseg.mosaic import Mosaic
 
 TILING = Tiling((10, 10), 10, 0)
-ALL = np.ones((10, 10), np.bool_)
+ALL = torch.ones(10, 10, dtype=torch.bool)
 
 
 def answer(*scores: float) -> torch.Tensor:
@@ -26,12 +26,12 @@ def test_labels_are_class_ids_and_confidence_is_percent() -> None:
 def test_invalid_pixels_are_nodata_in_both_bands() -> None:
     mosaic = Mosaic(TILING, (3, 9))
     (chip,) = TILING
-    valid = ALL.copy()
+    valid = ALL.clone()
     valid[2:5, 7] = False
     mosaic.add(chip, answer(0.36, 0.64), valid)
     rows = mosaic.finish(0).own
-    assert ((rows.labels == 0) == ~valid).all()
-    assert ((rows.confidence == 0) == ~valid).all()
+    assert ((rows.labels == 0) == ~valid.numpy()).all()
+    assert ((rows.confidence == 0) == ~valid.numpy()).all()
 
 
 def test_rows_that_no_chip_was_added_to_are_nodata() -> None:
