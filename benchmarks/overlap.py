@@ -1,41 +1,80 @@
-"""Say how the labels change with the overlap of the chips: the share that differs from those at an overlap of one half.
+"""Say what the overlap of chips does to a map: how labels change with it, how right they are, and whether seams show.
 
-    python -m benchmarks.overlap [--scene SCENE.tif] [--model NAME|FOLDER]
+    python -m benchmarks.overlap [--scene SCENE.tif --labels LABELS.tif --label-values 0=building,…] [--model NAME]
 
-docs/performance.md says what follows from it for the default.
+For each overlap: the share of labels that differ from those at an overlap of one half; the mean IoU with the reference;
+and how much more often neighbouring pixels differ across the lines where a chip begins or ends than across others, 1
+where no seam shows. docs/performance.md says what follows from it for the default.
 """
 
 import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import rasterio
+from numpy.typing import NDArray
 
 from benchmarks.large_scene import DEMO, machine
 from landseg.config import RunConfig
+from landseg.grid import Tiling
 from landseg.run import build_plan, map_labels
+from landseg.train.evaluate import evaluate_map
+from landseg.train.labels import LabelCodes
 
 OVERLAPS = (0.5, 0.375, 0.25, 0.125, 0.0)
+DEMO_VALUES = "0=building,1=land,2=road,3=vegetation,4=water"
+
+
+def seam_ratio(labels: NDArray[np.uint8], tiling: Tiling) -> float:
+    """Compare how often neighbours differ where a chip's kept part begins or ends with how often elsewhere.
+
+    Parameters
+    ----------
+    labels
+        (rows, cols), the map.
+    tiling
+        Of its chips.
+    """
+    across = {int(edge) for chip in tiling for edge in (chip.kept.col_off, chip.kept.col_off + chip.kept.width)}
+    down = {int(edge) for chip in tiling for edge in (chip.kept.row_off, chip.kept.row_off + chip.kept.height)}
+    at_seams, elsewhere = [], []
+    for rates, edges in (
+        ((labels[:, 1:] != labels[:, :-1]).mean(axis=0), across),
+        ((labels[1:] != labels[:-1]).mean(axis=1), down),
+    ):
+        is_seam = np.isin(np.arange(1, len(rates) + 1), list(edges))
+        at_seams.append(rates[is_seam])
+        elsewhere.append(rates[~is_seam])
+    return float(np.concatenate(at_seams).mean() / np.concatenate(elsewhere).mean())
 
 
 def main() -> None:
     """Parse, run and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scene", type=Path, default=DEMO)
+    parser.add_argument("--labels", type=Path, default=DEMO.with_name("dubai_tile2_labels.tif"))
+    parser.add_argument("--label-values", default=DEMO_VALUES)
     parser.add_argument("--model", default=RunConfig().model)
     arguments = parser.parse_args()
+    values = {int(value): name for value, name in (pair.split("=") for pair in arguments.label_values.split(","))}
     print(f"machine: {machine()}")
     reference = None
     for overlap in OVERLAPS:
         with tempfile.TemporaryDirectory() as folder:
             config = RunConfig(model=arguments.model, overlap=overlap)
             plan = build_plan(str(arguments.scene), Path(folder) / "map.gpkg", config)
-            with rasterio.open(map_labels(plan, Path(folder))) as file:
+            path = map_labels(plan, Path(folder))
+            legend = plan.bundle.card.legend
+            scores = evaluate_map(path, arguments.labels, LabelCodes(values, legend.names), legend)
+            with rasterio.open(path) as file:
                 labels = file.read(1)
         reference = labels if reference is None else reference
         changed = (labels != reference).mean()
         print(
-            f"overlap {overlap:5.1%}: {plan.tiling.chip_count:5} chips, {changed:.2%} of the labels changed", flush=True
+            f"overlap {overlap:5.1%}: {plan.tiling.chip_count:5} chips, {changed:5.2%} of the labels changed, "
+            f"mean IoU {scores.miou:.4f}, seams {seam_ratio(labels, plan.tiling):.2f}",
+            flush=True,
         )
 
 
