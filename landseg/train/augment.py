@@ -1,11 +1,13 @@
-"""Augmentation: vary samples as nadir imagery varies, in place, size and light."""
+"""Augmentation: vary samples as nadir imagery varies, in place, size and light, and put them together anew."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchgeo.datasets import stack_samples
 
 
 class Augmentation:
@@ -61,6 +63,46 @@ class Augmentation:
         centre = image.mean()
         recoloured = (image - centre) * gain[:, None, None] + centre + shift[:, None, None]
         return recoloured.clamp(0, 255).contiguous()
+
+
+class CutMix:
+    """Make a batch of samples, some of which get a rectangle of another one, pixels and labels.
+
+    Yun et al., "CutMix", ICCV 2019, section 3.1; for segmentation French et al., "Semi-supervised semantic segmentation
+    needs strong, varied perturbations", BMVC 2020. A teacher answers what it is shown; to a pupil of it each mixture is
+    a new chip.
+
+    Parameters
+    ----------
+    share
+        Of the samples that get one, 0 to 1.
+    """
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Stack samples to a batch: `image` (N, C, H, W) and `mask` (N, H, W)."""
+        batch: dict[str, Any] = stack_samples(samples)
+        image, mask = batch["image"], batch["mask"]
+        height, width = mask.shape[-2:]
+        for index in range(len(samples)):
+            if torch.rand(()) < self.share:
+                # The part of the area that the sample keeps is uniform.
+                side = float(torch.rand(())) ** 0.5
+                (top, bottom), (left, right) = _random_span(height, side), _random_span(width, side)
+                inside = (slice(top, bottom), slice(left, right))
+                other = samples[index - 1]
+                image[index][:, *inside] = other["image"][:, *inside]
+                mask[index][inside] = other["mask"][inside]
+        return batch
+
+
+def _random_span(size: int, side: float) -> tuple[int, int]:
+    """Draw a place within `size` pixels for a part of them, a share `side`."""
+    length = round(size * side)
+    start = int(torch.randint(size - length + 1, ()))
+    return start, start + length
 
 
 def _symmetric(n: int) -> Tensor:

@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from landseg.errors import ResourceError, RunInterruptedError, UsageError
 from landseg.model.pspnet import Architecture, PSPNet
+from landseg.train.augment import CutMix
 from landseg.train.evaluate import Scores
 from landseg.train.labels import IGNORED
 from landseg.train.losses import Objective
@@ -117,7 +118,7 @@ class Training(lightning.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
         x, mask = self.normalise(batch["image"]), batch["mask"]
-        taught = None if self.teacher is None else self.teacher(batch["image"])
+        taught = self._taught(batch)
         if self.network.auxiliary is None:
             loss = self.objective(self.network(x), mask, taught)
         else:
@@ -130,7 +131,11 @@ class Training(lightning.LightningModule):
         """Compare the answer to a batch with its labels."""
         logits = self.network(self.normalise(batch["image"]))
         self.confusion.update(logits, batch["mask"])
-        self.log("val_loss", self.objective(logits, batch["mask"]), batch_size=len(logits), sync_dist=True)
+        loss = self.objective(logits, batch["mask"], self._taught(batch))
+        self.log("val_loss", loss, batch_size=len(logits), sync_dist=True)
+
+    def _taught(self, batch: dict[str, Tensor]) -> Tensor | None:
+        return None if self.teacher is None else self.teacher(batch["image"])
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean IoU over all batches."""
@@ -168,6 +173,8 @@ class Chips(lightning.LightningDataModule):
         Processes that read and augment.
     seed
         Of the choice and variation of chips.
+    cutmix
+        Share of the training chips that get a rectangle of another.
     """
 
     def __init__(
@@ -179,6 +186,7 @@ class Chips(lightning.LightningDataModule):
         batches: int,
         workers: int,
         seed: int,
+        cutmix: float = 0.0,
     ) -> None:
         super().__init__()
         self.training = training
@@ -187,6 +195,7 @@ class Chips(lightning.LightningDataModule):
         self.batches = batches
         self.workers = workers
         self.seed = seed
+        self.cutmix = cutmix
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Make the loader of the coming epoch."""
@@ -196,7 +205,8 @@ class Chips(lightning.LightningDataModule):
         seed = self.seed + epoch + rank * 2**20
         lightning.seed_everything(seed, verbose=False)
         places = self.training.draw(self.batch * self.batches)
-        return self._loader(self.training.dataset, places, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        return self._loader(self.training.dataset, places, self.cutmix, generator)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Make the loader of the validation."""
@@ -204,13 +214,15 @@ class Chips(lightning.LightningDataModule):
             raise ValueError("there is nothing to validate with")
         return self._loader(self.validation.dataset, self.validation.places)
 
-    def _loader(self, dataset: Any, places: Any, generator: torch.Generator | None = None) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Any, places: Any, cutmix: float = 0.0, generator: torch.Generator | None = None
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=self.batch,
             sampler=places,
             num_workers=self.workers,
-            collate_fn=stack_samples,
+            collate_fn=CutMix(cutmix) if cutmix else stack_samples,
             generator=generator,
         )
 

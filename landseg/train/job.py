@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     mean, std = (statistics.mean, statistics.std) if terms.base is None else (terms.base.card.mean, terms.base.card.std)
     teacher = None
     if options.teacher is not None:
-        teacher = open_teacher(options.teacher.model, terms.bands, legend.names, terms.chip_px)
+        teacher = open_teacher(options.teacher.models, terms.bands, legend.names, terms.chip_px)
     objective = _objective(options, legend, statistics.shares)
     training = Training(architecture, mean, std, _schedule(options), objective, teacher)
     if terms.base is not None:
@@ -90,6 +90,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         batches=min(options.checkpoint_every, options.steps),
         workers=options.loader_workers,
         seed=options.seed,
+        cutmix=options.augmentation.cutmix,
     )
     network = fit(training, chips, config.out, _conduct(options, quiet))
     card = Card(

@@ -68,7 +68,7 @@ def open_material(config: TrainConfig, bands: Sequence[str], gsd_m: float, chip_
     ConfigError
         If a named set is not what the configuration takes it for.
     """
-    vary = Augmentation(**config.optimisation.augmentation.model_dump())
+    vary = Augmentation(**config.optimisation.augmentation.model_dump(exclude={"cutmix"}))
     if config.data.dataset is None:
         material = _pairs(config, gsd_m, chip_px, vary)
         where = "the training labels"

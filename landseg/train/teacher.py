@@ -1,4 +1,4 @@
-"""A teacher: a trained network whose answers another one learns, besides the labels.
+"""A teacher: one or several trained networks whose answers another one learns, besides the labels.
 
 Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015. The teacher sees the chips that its
 pupil sees, varied as they are: Beyer et al., "Knowledge distillation: A good teacher is patient and consistent", CVPR
@@ -20,24 +20,25 @@ TORCHSCRIPT = (".pt", ".pth", ".torchscript")
 
 
 class Teacher:
-    """A network that answers and does not learn.
+    """Networks that answer and do not learn.
 
     It is no module of its own, so that its weights stay out of the pupil's checkpoints.
 
     Parameters
     ----------
-    network
-        Maps pixels, (N, C, H, W) on the scale 0-255, to logits, (N, K, H, W).
+    networks
+        Each maps pixels, (N, C, H, W) on the scale 0-255, to logits, (N, K, H, W); the mean of their probabilities is
+        the teacher's answer.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._network = network.eval()
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        self._networks = [network.eval() for network in networks]
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> Tensor:
         """Map pixels, (N, C, H, W) on the scale 0-255, to probabilities, (N, K, H, W) float32."""
-        probabilities: Tensor = self._network.to(image.device)(image).float().softmax(dim=1)
-        return probabilities
+        answers = [network.to(image.device)(image).float().softmax(dim=1) for network in self._networks]
+        return torch.stack(answers).mean(dim=0)
 
 
 class _Normalised(nn.Module):
@@ -58,13 +59,13 @@ class _Normalised(nn.Module):
         return logits
 
 
-def open_teacher(model: str, bands: Sequence[str], names: Sequence[str], chip_px: int) -> Teacher:
-    """Open a teacher and try it on a chip.
+def open_teacher(models: Sequence[str], bands: Sequence[str], names: Sequence[str], chip_px: int) -> Teacher:
+    """Open a teacher's networks and try each on a chip.
 
     Parameters
     ----------
-    model
-        A landseg model, or a TorchScript file of any network (ending in one of `TORCHSCRIPT`) that maps pixels,
+    models
+        Each a landseg model, or a TorchScript file of any network (ending in one of `TORCHSCRIPT`) that maps pixels,
         (N, C, ``chip_px``, ``chip_px``) on the scale 0-255, to logits of the same classes in the same order.
     bands, names
         Bands and classes of the pupil, in order.
@@ -78,21 +79,23 @@ def open_teacher(model: str, bands: Sequence[str], names: Sequence[str], chip_px
     UsageError
         If there is no model of that name.
     """
-    network = _scripted(Path(model)) if model.endswith(TORCHSCRIPT) else _bundled(model, bands, names)
-    teacher = Teacher(network)
+    networks = []
     expected = (1, len(names), chip_px, chip_px)
-    try:
-        answer = teacher(torch.zeros(1, len(bands), chip_px, chip_px))
-    except RuntimeError as error:
-        raise BundleError(
-            f"the teacher {model} can't read chips of {len(bands)} bands and {chip_px} px: {error}"
-        ) from error
-    if answer.shape != expected:
-        raise BundleError(
-            f"the teacher {model} answers a chip by {tuple(answer.shape)}, not {expected}",
-            f"it must tell apart {', '.join(names)}, pixel by pixel",
-        )
-    return teacher
+    for model in models:
+        network = _scripted(Path(model)) if model.endswith(TORCHSCRIPT) else _bundled(model, bands, names)
+        try:
+            answer = Teacher([network])(torch.zeros(1, len(bands), chip_px, chip_px))
+        except RuntimeError as error:
+            raise BundleError(
+                f"the teacher {model} can't read chips of {len(bands)} bands and {chip_px} px: {error}"
+            ) from error
+        if answer.shape != expected:
+            raise BundleError(
+                f"the teacher {model} answers a chip by {tuple(answer.shape)}, not {expected}",
+                f"it must tell apart {', '.join(names)}, pixel by pixel",
+            )
+        networks.append(network)
+    return Teacher(networks)
 
 
 def _scripted(path: Path) -> nn.Module:

