@@ -138,37 +138,34 @@ def read_batches(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def on_device(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """Bring batches to a device; to a GPU each is copied while the one before it is worked on.
+def on_gpu(batches: Iterable[Batch], copying: torch.cuda.Stream) -> Generator[Batch, None, None]:
+    """Bring batches to a GPU; each is copied while the one before it is worked on.
 
     Parameters
     ----------
     batches
         In main memory.
-    device
-        Where they are wanted.
+    copying
+        Stream of the GPU, for nothing but these copies.
     """
-    if device.type != "cuda":
-        yield from batches
-        return
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    ahead: Batch | None = None
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copying):
-            copied = [
-                tensor.pin_memory().to(device, non_blocking=True, copy=True) for tensor in (batch.pixels, batch.valid)
-            ]
+            pixels, valid = (
+                tensor.pin_memory().to(copying.device, non_blocking=True) for tensor in (batch.pixels, batch.valid)
+            )
+        copied = copying.record_event()
         if ahead is not None:
-            yield _arrived(ahead, copying)
-        ahead = replace(batch, pixels=copied[0], valid=copied[1])
+            yield _arrived(*ahead)
+        ahead = replace(batch, pixels=pixels, valid=valid), copied
     if ahead is not None:
-        yield _arrived(ahead, copying)
+        yield _arrived(*ahead)
 
 
-def _arrived(batch: Batch, copying: torch.cuda.Stream) -> Batch:
+def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     """Make what is computed from now on wait for the copies, and their memory wait for it."""
-    current = torch.cuda.current_stream(copying.device)
-    current.wait_stream(copying)
+    current = torch.cuda.current_stream(batch.pixels.device)
+    current.wait_event(copied)
     for tensor in (batch.pixels, batch.valid):
         tensor.record_stream(current)
     return batch

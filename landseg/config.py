@@ -396,6 +396,9 @@ class OptimisationConfig(Strict):
     auxiliary_weight: float = Field(0.4, ge=0, description="weight of the auxiliary head's loss; 0.4 in the paper")
     augmentation: AugmentationConfig = AugmentationConfig()
     ema_decay: float | None = Field(None, gt=0, lt=1, description="of the weights' running average, which is then kept")
+    start_share: float = Field(
+        0.0, ge=0, lt=1, description="in the end weights are averaged with those of start_from, which get this share"
+    )
     patience: int | None = Field(
         None, ge=1, description="validations without a better mean IoU that end the training early"
     )
@@ -503,6 +506,8 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _one_beginning(self) -> Self:
         if self.start_from is None:
+            if self.optimisation.start_share:
+                raise ValueError("optimisation.start_share needs start_from")
             return self
         if self.architecture is not None:
             raise ValueError("architecture does not go with start_from, whose model has one")

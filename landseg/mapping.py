@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from landseg import __version__
-from landseg.chips import Batch, Normalisation, on_device, read_batches
+from landseg.chips import Batch, Normalisation, on_gpu, read_batches
 from landseg.errors import RunInterruptedError
 from landseg.grid import Grid, Strip, Tiling
 from landseg.machine import cores
@@ -33,7 +33,7 @@ from landseg.model.bundle import Bundle
 from landseg.model.pspnet import PSPNet
 from landseg.mosaic import Mosaic, Part, Rows, Sums, join
 from landseg.outputs.drafts import writing
-from landseg.predict import Predictor, Views
+from landseg.predict import Predictor, Views, telling_memory
 from landseg.scene import NodataPolicy, OnError, RasterScene, SalvagedScene, SceneInfo, ValueRanges
 
 log = logging.getLogger(__name__)
@@ -236,6 +236,8 @@ class Mapper:
         self.normalise = Normalisation.of(job.ranges, card.mean, card.std, job.device)
         # A GPU leaves the processors to the reading; a network on them does not.
         self.reading_threads = 2 if job.device.type == "cpu" else cores()
+        # One for all strips: torch keeps memory apart by stream.
+        self.copying = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def answers(self, scene: RasterScene | SalvagedScene, strip: Strip) -> Iterator[tuple[Batch, Tensor]]:
         """Give the chips of a strip in batches with their probabilities, from top to bottom.
@@ -259,7 +261,8 @@ class Mapper:
             chip_rows=strip.chip_rows,
             threads=self.reading_threads,
         )
-        with closing(batches), closing(on_device(batches, self.job.device)) as arriving:
+        arriving = batches if self.copying is None else on_gpu(batches, self.copying)
+        with closing(batches), closing(arriving):
             for batch in arriving:
                 yield batch, self.predict.unchecked(self.normalise(batch.pixels, batch.valid))
         self.predict.check()
@@ -284,7 +287,7 @@ class Mapper:
         mosaic = Mosaic(job.tiling, job.bundle.card.legend.class_ids, strip, job.device)
         parts: list[Part] = []
         left = job.pixels(strip)
-        with self.open_scene() as raster:
+        with telling_memory(job.device), self.open_scene() as raster:
             scene = SalvagedScene(raster) if job.on_error == "nodata" else raster
             for batch, probabilities in self.answers(scene, strip):
                 parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), batch.chip_row)]

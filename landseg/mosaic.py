@@ -95,7 +95,8 @@ class Sums:
         labels = torch.where(self.valid, torch.tensor(class_ids, dtype=torch.uint8, device=device)[channel], NODATA)
         percent = largest.double() / self.weights.clamp(min=1) * (100 / PROBABILITY_LEVELS)
         percent = torch.where(self.valid, percent.round().to(torch.uint8), 0)
-        return Rows(labels.cpu().numpy(), percent.cpu().numpy())
+        # Together, since a GPU is waited for.
+        return Rows(*torch.stack((labels, percent)).cpu().numpy())
 
 
 @dataclass(frozen=True)

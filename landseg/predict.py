@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -97,6 +99,9 @@ class Predictor:
         temperature: float = 1.0,
         views: Views = 1,
     ) -> None:
+        if device.type == "cuda" and dtype == torch.float32:
+            # Else its convolutions round to 10 bits.
+            torch.backends.cudnn.allow_tf32 = False
         fold_batch_norm(network.eval())
         self.network = network.to(device, dtype).to(memory_format=torch.channels_last)
         self.device = device
@@ -144,11 +149,11 @@ class Predictor:
         while True:
             part = min(len(pixels), self._limit or len(pixels))
             try:
-                answers = [self._forward(some) for some in torch.split(pixels, part)]
-                return answers[0] if len(answers) == 1 else torch.cat(answers)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+                return self._in_parts(pixels, part)
+            except RuntimeError as error:
                 if not _is_out_of_memory(error):
                     raise
+            # What failed is let go of by now.
             self._back_off(part)
 
     def check(self) -> None:
@@ -157,6 +162,10 @@ class Predictor:
             raise BundleError(
                 "the network's answer is not a number", "its weights are damaged, or bf16 is too coarse for them"
             )
+
+    def _in_parts(self, pixels: Tensor, size: int) -> Tensor:
+        answers = [self._forward(some) for some in torch.split(pixels, size)]
+        return answers[0] if len(answers) == 1 else torch.cat(answers)
 
     def _forward(self, pixels: Tensor) -> Tensor:
         x = pixels.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
@@ -195,6 +204,20 @@ def _turn_back(x: Tensor, view: int) -> Tensor:
     return x.flip([axis for bit, axis in ((1, -1), (2, -2)) if view & bit])
 
 
+@contextmanager
+def telling_memory(device: torch.device) -> Iterator[None]:
+    """Turn torch's finding too little memory on a device, or beside it, into `MemoryLimitError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if _is_out_of_memory(error):
+            raise MemoryLimitError(
+                f"memory on {device} does not suffice", "close other programs, or use --device cpu"
+            ) from error
+        raise
+
+
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # torch has a type for GPU memory alone; the CPU's allocator says it in words.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    # torch has a type for what its GPU allocator finds; pinned memory, CUDA's libraries and the CPU say it in words.
+    words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)

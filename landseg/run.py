@@ -508,7 +508,7 @@ def projected_seconds(plan: Plan) -> float:
     """Time one batch of noise, after a warm-up, and scale it to the plan's chips; polygons aside."""
     predictor = _mapper(plan).predict
     side = plan.tiling.chip_px
-    noise = torch.randn(min(plan.batch, plan.tiling.chip_count), len(plan.bands), side, side)
+    noise = torch.randn(min(plan.batch, plan.tiling.chip_count), len(plan.bands), side, side, device=plan.device)
     predictor(noise)
     start = time.perf_counter()
     predictor(noise)

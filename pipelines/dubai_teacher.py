@@ -26,7 +26,6 @@ from landseg.train.losses import Objective
 from landseg.train.material import open_material
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/train/dubai.yaml"
-ENCODERS = ("lite0", "lite2")
 STRIDE = 32
 """Of the encoder's last stage, which sides of chips must be multiples of."""
 
@@ -39,6 +38,7 @@ LONGEST_STEP = 5.0
 """Largest norm of a step's gradient."""
 EMA_DECAY = 0.99
 SEEDS = {"lite0": 7, "lite2": 11}
+"""Encoder -> seed of its training."""
 
 
 class Teacher(nn.Module):
@@ -47,7 +47,7 @@ class Teacher(nn.Module):
     Parameters
     ----------
     encoder
-        One of `ENCODERS`.
+        One of those in `SEEDS`.
     classes
         How many to tell apart.
     """
@@ -128,16 +128,17 @@ def main() -> None:
     parser.add_argument("data_root", type=Path, help="folder of the tiles that pipelines/dubai_tiles.py writes")
     parser.add_argument("out", type=Path, help="TorchScript file to write")
     parser.add_argument("--config", type=Path, default=CONFIG, help="training of the pupil")
-    parser.add_argument("--encoder", choices=ENCODERS, default=ENCODERS[0])
+    parser.add_argument("--encoder", choices=SEEDS, default="lite0")
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig)
     data = DataConfig.model_validate(config.data.model_dump() | {"root": arguments.data_root, "validation": None})
     teacher = train(config.model_copy(update={"data": data}), arguments.encoder, arguments.steps).eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         program = torch.jit.trace(teacher, torch.zeros(2, 3, config.chip_px, config.chip_px), check_trace=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.jit.save(torch.jit.freeze(program), arguments.out)
+    # Not frozen: the weights of such a program can't be moved to a GPU.
+    torch.jit.save(program, arguments.out)
 
 
 if __name__ == "__main__":

@@ -310,7 +310,9 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     when = {"every_n_train_steps": data.batches} if data.validation is None else {"save_on_train_epoch_end": False}
     callbacks.append(ModelCheckpoint(checkpoints, last.stem, enable_version_counter=False, **when))
     if conduct.ema_decay is not None:
-        callbacks.append(EMAWeightAveraging(decay=conduct.ema_decay))
+        # Where the network will be, which it is not yet when the average is made.
+        device = torch.device("cuda") if gpus else None
+        callbacks.append(EMAWeightAveraging(device, decay=conduct.ema_decay))
     loggers: list[Logger] = [CSVLogger(folder, name="log")]
     if conduct.tensorboard:
         if find_spec("tensorboard") is None:
@@ -348,7 +350,7 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
 
 
 def _steps_done(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True, mmap=True)["global_step"])
+    return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"])
 
 
 def _restored(training: Training, checkpoint: Path) -> PSPNet:

@@ -30,7 +30,7 @@ from landseg.train.losses import Objective
 from landseg.train.material import open_material
 from landseg.train.samples import Pair, Sites
 from landseg.train.teacher import open_teacher
-from landseg.train.transfer import transfer
+from landseg.train.transfer import average, transfer
 from landseg.train.trial import evaluate
 
 EXAMPLES = 6
@@ -71,6 +71,11 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
             f"the training scenes have {len(statistics.mean)} bands; the model has {len(terms.bands)}",
             f"bands: {', '.join(terms.bands)}",
         )
+    if terms.base is not None and options.start_share and legend.names != terms.base.card.legend.names:
+        raise ConfigError(
+            f"optimisation.start_share needs the classes of {terms.base.card.name}, in its order",
+            f"they are {', '.join(terms.base.card.legend.names)}; or leave the key out",
+        )
     architecture = _architecture(config, terms, len(legend))
     # A model to fine-tune expects pixels on the scale that it was trained with.
     mean, std = (statistics.mean, statistics.std) if terms.base is None else (terms.base.card.mean, terms.base.card.std)
@@ -93,6 +98,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         cutmix=options.augmentation.cutmix,
     )
     network = fit(training, chips, config.out, _conduct(options, quiet))
+    if terms.base is not None and options.start_share:
+        average(network, terms.base.load_network().state_dict(), options.start_share)
     card = Card(
         name=config.name,
         title=config.card.title,

@@ -1,7 +1,8 @@
-"""Fine-tuning: a network begins where another has ended, also when the classes are others."""
+"""Fine-tuning: a network begins where another has ended, and may be averaged with it in the end."""
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from landseg.model.pspnet import PSPNet
@@ -36,3 +37,25 @@ def transfer(
             state[name][rows] = tensor[trained_rows]
         else:
             state[name].copy_(tensor)
+
+
+@torch.no_grad()
+def average(network: PSPNet, trained: Mapping[str, Tensor], share: float) -> None:
+    """Move a fine-tuned network's weights back towards those that it began with.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, section 3: on what neither was trained on, the
+    mean of the two is often better than both.
+
+    Parameters
+    ----------
+    network
+        Is changed; its classes are those of the trained one.
+    trained
+        State of the network that it began as.
+    share
+        Weight of the trained network's, 0 to 1.
+    """
+    state = network.state_dict()
+    for name, tensor in trained.items():
+        if tensor.is_floating_point():
+            state[name].lerp_(tensor.to(state[name]), share)

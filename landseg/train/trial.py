@@ -124,8 +124,8 @@ def _labelled_chips(plan: Plan, read: ReadChannels, on_progress: ProgressCallbac
             top, left = chip.core.row_off - chip.read.row_off, chip.core.col_off - chip.read.col_off
             rows, cols = slice(top, top + chip.core.height), slice(left, left + chip.core.width)
             mask[index, rows, cols] = torch.from_numpy(read(chip.core))
-        mask[~torch.from_numpy(batch.valid)] = IGNORED
-        yield probabilities.clamp(min=torch.finfo(torch.float32).tiny).log(), mask
+        mask[~batch.valid.cpu()] = IGNORED
+        yield probabilities.clamp(min=torch.finfo(torch.float32).tiny).log().cpu(), mask
 
 
 def _plan(model: str, scene: str, config: RunConfig | None) -> Plan:

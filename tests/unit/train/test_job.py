@@ -13,7 +13,7 @@ import torchvision
 from rasterio.features import shapes
 
 from landseg.config import LossConfig, OptimisationConfig, TrainConfig
-from landseg.errors import BundleError, TrainingDataError
+from landseg.errors import BundleError, ConfigError, TrainingDataError
 from landseg.legend import LandClass, Legend
 from landseg.model.bundle import read_bundle
 from landseg.model.pspnet import PSPNet
@@ -201,6 +201,45 @@ def test_fine_tuning_starts_where_a_model_ended(
     assert (bundle.card.mean, bundle.card.std, bundle.card.bands) == (base.card.mean, base.card.std, base.card.bands)
     assert (bundle.card.gsd_m, bundle.card.chip_px) == (base.card.gsd_m, base.card.chip_px)
     assert bundle.card.training["started_from"]["sha256"] == base.sha256
+
+
+def test_a_fine_tuned_network_is_averaged_with_what_it_began_as(
+    keys: dict[str, Any], small_bundle: Path, tmp_path: Path
+) -> None:
+    base = read_bundle(str(small_bundle))
+    names = base.card.legend.names
+    keys |= {"start_from": str(small_bundle)}
+    keys["legend"] = [{"class_id": i + 1, "name": n, "colour": f"#00000{i}"} for i, n in enumerate(names)]
+    keys["data"] |= {"label_values": dict(enumerate(names)), "ignored_values": list(range(len(names), 5))}
+    del keys["architecture"]
+    keys["optimisation"] |= {"steps": 1}
+
+    states = []
+    for share in (0.0, 0.25):
+        keys |= {"out": str(tmp_path / f"runs-{share}")}
+        keys["optimisation"]["start_share"] = share
+        states.append(train(TrainConfig.model_validate(keys), quiet=True).load_network().state_dict())
+
+    begun, (tuned, averaged) = base.load_network().state_dict(), states
+    name = "head.4.weight"
+    assert not torch.allclose(tuned[name], begun[name], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(averaged[name], 0.75 * tuned[name] + 0.25 * begun[name], rtol=2e-3, atol=1e-5)
+
+
+def test_averaging_needs_the_models_classes(keys: dict[str, Any], small_bundle: Path) -> None:
+    del keys["architecture"]
+    keys |= {"start_from": str(small_bundle)}
+    keys["legend"] = [{**one, "name": f"{one['name']}-2"} for one in keys["legend"]]
+    keys["data"]["label_values"] = {value: f"{name}-2" for value, name in keys["data"]["label_values"].items()}
+    keys["optimisation"]["start_share"] = 0.5
+    with pytest.raises(ConfigError, match="start_share needs the classes of small"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+
+def test_averaging_needs_a_beginning(keys: dict[str, Any]) -> None:
+    keys["optimisation"]["start_share"] = 0.5
+    with pytest.raises(ValueError, match="start_share needs start_from"):
+        TrainConfig.model_validate(keys)
 
 
 def test_fine_tuning_needs_the_models_bands(keys: dict[str, Any], small_bundle: Path) -> None:
