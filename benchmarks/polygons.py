@@ -2,9 +2,10 @@
 
     python -m benchmarks.polygons [--sides 2048 8192] [--textures fine realistic] [--data-root data/dubai]
 
-Each figure is of a process of its own, whose compiled loops have been loaded before. References work on one thread, as
-they do for their users: `rasterio.features.shapes` with `shapely.geometry.shape`, and `shapely.coverage_simplify` on
-what comes of them. They get slow, so that --references and --coverages say up to which side they run at all.
+Each figure is the median of --runs processes, each of which has loaded the compiled loops before and lets its polygons
+go when the clock has been read. References work on one thread, as they do for their users: `rasterio.features.shapes`
+with `shapely.geometry.shape`, and `shapely.coverage_simplify` on what comes of them. They get slow, so that
+--references and --coverages say up to which side they run at all.
 """
 
 import argparse
@@ -82,30 +83,36 @@ def write_map(path: Path, texture: NDArray[np.uint8], side: int) -> None:
             file.write(texture[rows][:, columns], 1, window=Window(0, top, side, len(rows)))
 
 
-def to_shapely(raster: Path, work: Path, cores: int, tolerance_m: float = 0.0) -> int:
+Made = tuple[int, object]
+"""How many polygons there are, and what holds them."""
+
+
+def to_shapely(raster: Path, work: Path, cores: int, tolerance_m: float = 0.0) -> Made:
     """Make landseg's polygons as shapely's objects, all of them kept, on so many of the cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     grid = describe_scene(str(raster)).grid
     batches = polygonize(raster, grid, work=work, class_ids=range(255), tolerance_m=tolerance_m)
-    return sum(map(len, [batch.geometry for batch in batches]))
+    polygons = [batch.geometry for batch in batches]
+    return sum(map(len, polygons)), polygons
 
 
-def to_file(raster: Path, work: Path, tolerance_m: float = 0.0, suffix: str = ".gpkg") -> int:
+def to_file(raster: Path, work: Path, tolerance_m: float = 0.0, suffix: str = ".gpkg") -> Made:
     """Write landseg's polygons, as ``landseg polygonize`` does."""
     layer = polygonize_raster(raster, work / f"layer{suffix}", PolygonConfig(simplify=tolerance_m))
-    return sum(area.polygons for area in layer.areas)
+    return sum(area.polygons for area in layer.areas), layer
 
 
-def by_gdal(raster: Path, _: Path) -> int:
+def by_gdal(raster: Path, _: Path) -> Made:
     """Make GDAL's polygons as shapely's objects."""
-    return len(_gdal_polygons(raster))
+    polygons = _gdal_polygons(raster)
+    return len(polygons), polygons
 
 
-def by_coverage_simplify(raster: Path, _: Path) -> Iterator[int]:
+def by_coverage_simplify(raster: Path, _: Path) -> Iterator[Made]:
     """Simplify GDAL's polygons as a coverage; only that is timed."""
     polygons = np.array(_gdal_polygons(raster))
-    yield len(polygons)
-    shapely.coverage_simplify(polygons, TOLERANCE_M)
+    yield len(polygons), polygons
+    yield len(polygons), shapely.coverage_simplify(polygons, TOLERANCE_M)
 
 
 def _gdal_polygons(raster: Path) -> list[shapely.Geometry]:
@@ -116,18 +123,20 @@ def _gdal_polygons(raster: Path) -> list[shapely.Geometry]:
         return [shape(face) for face, _ in faces]
 
 
-def _measured(way: Callable[[Path, Path], int | Iterator[int]], raster: Path, small: Path) -> Figure:
+Way = Callable[[Path, Path], Made | Iterator[Made]]
+
+
+def _measured(way: Way, raster: Path, small: Path) -> Figure:
     """Run in a process of its own: on a small raster first, so that loops are loaded."""
     for one in (small, raster):
         with tempfile.TemporaryDirectory(dir=raster.parent) as work:
             start = time.perf_counter()
-            polygons = way(one, Path(work))
-            if not isinstance(polygons, int):
-                polygons, steps = next(polygons), polygons
-                start = time.perf_counter()
-                next(steps, None)
+            made = way(one, Path(work))
+            if isinstance(made, Iterator):
+                next(made)
+                start, made = time.perf_counter(), next(made)
             seconds = time.perf_counter() - start
-    return Figure(seconds, _peak_bytes(), polygons)
+    return Figure(seconds, _peak_bytes(), made[0])
 
 
 def _peak_bytes() -> int:
@@ -136,11 +145,14 @@ def _peak_bytes() -> int:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def measure(way: Callable[[Path, Path], int | Iterator[int]], raster: Path, small: Path) -> Figure:
-    """Measure one way to make polygons."""
+def measure(way: Way, raster: Path, small: Path, runs: int) -> Figure:
+    """Measure one way to make polygons; the median of so many processes, each by itself."""
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        return pool.submit(_measured, way, raster, small).result()
+    figures = []
+    for _ in range(runs):
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            figures.append(pool.submit(_measured, way, raster, small).result())
+    return sorted(figures, key=lambda figure: figure.seconds)[runs // 2]
 
 
 def main() -> None:
@@ -154,6 +166,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path("data/dubai"), help="folder of the labels of realistic")
     parser.add_argument("--references", type=int, default=8192, help="largest side that GDAL works on")
     parser.add_argument("--coverages", type=int, default=2048, help="largest side that coverage_simplify works on")
+    parser.add_argument("--runs", type=int, default=3, help="processes for each figure")
     arguments = parser.parse_args()
     print(f"machine: {machine()}\n\n| texture | side | way | polygons | s | ns/px | peak GB | times as fast |")
     print("|---|---:|---|---:|---:|---:|---:|---|", flush=True)
@@ -164,10 +177,11 @@ def main() -> None:
             write_map(small, pattern, 256)
             for side in arguments.sides:
                 write_map(raster, pattern, side)
-                compare(texture, side, raster, small, arguments.references, arguments.coverages)
+                time_it = functools.partial(measure, raster=raster, small=small, runs=arguments.runs)
+                compare(texture, side, time_it, arguments.references, arguments.coverages)
 
 
-def compare(texture: str, side: int, raster: Path, small: Path, references: int, coverages: int) -> None:
+def compare(texture: str, side: int, time_it: Callable[[Way], Figure], references: int, coverages: int) -> None:
     """Print a row for each way to make polygons of one raster."""
 
     def row(way: str, figure: Figure, faster: str = "") -> None:
@@ -184,9 +198,9 @@ def compare(texture: str, side: int, raster: Path, small: Path, references: int,
         "simplified": functools.partial(simplified, cores=2),
         "simplified, one core": functools.partial(simplified, cores=1),
     }
-    figures = {name: measure(way, raster, small) for name, way in ours.items()}
-    gdal = measure(by_gdal, raster, small) if side <= references else None
-    coverage = measure(by_coverage_simplify, raster, small) if side <= coverages else None
+    figures = {name: time_it(way) for name, way in ours.items()}
+    gdal = time_it(by_gdal) if side <= references else None
+    coverage = time_it(by_coverage_simplify) if side <= coverages else None
     for name, figure in figures.items():
         one_core = figures.get(f"{name}, one core")
         reference = gdal if name.startswith("exact") else coverage
@@ -200,8 +214,8 @@ def compare(texture: str, side: int, raster: Path, small: Path, references: int,
         row("reference: rasterio.features.shapes, shapely.geometry.shape", gdal)
     if coverage is not None:
         row("reference: shapely.coverage_simplify", coverage)
-    row("simplified, to a GeoPackage", measure(functools.partial(to_file, tolerance_m=TOLERANCE_M), raster, small))
-    row("exact, to a GeoPackage", measure(to_file, raster, small))
+    row("simplified, to a GeoPackage", time_it(functools.partial(to_file, tolerance_m=TOLERANCE_M)))
+    row("exact, to a GeoPackage", time_it(to_file))
 
 
 if __name__ == "__main__":

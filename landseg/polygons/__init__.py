@@ -7,8 +7,10 @@ put aside on disk (`spool`) until all before them are finished, too. Memory hold
 faces and a few bytes for each face, whatever the size of the map.
 """
 
+import gc
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -84,7 +86,8 @@ class Polygons:
     def geometry(self) -> NDArray[np.object_]:
         """(N,) shapely Polygons."""
         rings = (self.ring_offsets, self.polygon_offsets)
-        polygons: NDArray[np.object_] = shapely.from_ragged_array(GeometryType.POLYGON, self.xy, rings)
+        with _uncollected():
+            polygons: NDArray[np.object_] = shapely.from_ragged_array(GeometryType.POLYGON, self.xy, rings)
         return polygons
 
     def to_wkb(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -106,6 +109,18 @@ class Polygons:
         """Give no polygons at all."""
         ids, no_offsets, figures = np.empty(0, np.int32), np.zeros(1, np.int64), np.empty(0)
         return cls(ids, np.empty((0, 2)), no_offsets, no_offsets, ids, np.empty(0, np.float32), figures, figures)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keep Python from searching for garbage again and again while objects that refer to no other are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def polygonize(
@@ -161,20 +176,22 @@ def polygonize(
             return
         if merging.is_needed:
             faces, tally = _merge_small(strips, faces, tally, merging, grid, pool, workers)
-        confidence = tally.confidence()
-        del tally  # a quarter of what is held of each face
+        label, confidence = faces.label, None if confidence_band is None else tally.confidence()
         metres = metres_per_pixel(grid)
         with Spool(work / "faces", len(faces)) as spool:
             finished = _finished(strips, faces, metres, tolerance_m, pool, workers)
+            del faces, tally  # more than half of what is held of each face; tracing lets go of the rest when it ends
+
+            def put_aside(finished: Finished) -> None:
+                spool.write(finished.assemble())
 
             def batches() -> Iterator[tuple[int, int]]:
-                for rings in ahead(pool, Finished.assemble, finished, workers):
-                    spool.write(rings)
+                for _ in ahead(pool, put_aside, finished, workers):
                     yield from spool.batches(WORDS_AT_ONCE)
                 yield from spool.batches(WORDS_AT_ONCE, rest=True)
 
             def draw(batch: tuple[int, int]) -> Polygons:
-                return _draw(spool.read(*batch), faces, confidence, strips.values, grid, metres)
+                return _draw(spool.read(*batch), label, confidence, strips.values, grid, metres)
 
             yield from ahead(pool, draw, batches(), workers)
 
@@ -232,15 +249,16 @@ def _finished(
             marks[first_row : first_row + len(corners)] = find_vertices(corners)
         return trace_strip(framed, corners, first_row), framed[-1]
 
-    def join() -> Iterator[tuple[Arcs, NDArray[np.int32]]]:
+    def join() -> Iterator[tuple[tuple[Arcs, Arcs], NDArray[np.int32]]]:
         unfinished = Arcs.none()
         for arcs, last_row in ahead(pool, trace, _with_row_above(strips, faces, pool, workers), workers):
             at_seams, complete = open_first(arcs)
             joined, unfinished = join_arcs(unfinished, at_seams, cols)
-            yield concatenate((joined, complete)), last_row
+            yield (joined, complete), last_row
 
-    def simplify(joined: tuple[Arcs, NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.int32]]:
-        arcs, last_row = joined
+    def simplify(joined: tuple[tuple[Arcs, Arcs], NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.int32]]:
+        parts, last_row = joined
+        arcs = concatenate(parts)
         return simplify_arcs(arcs, marks, linear, tolerance_m) if tolerance_m > 0 else arcs, last_row
 
     held = Held()
@@ -253,8 +271,8 @@ def _finished(
 
 def _draw(
     rings: Rings,
-    faces: Faces,
-    confidence: NDArray[np.float32],
+    label: NDArray[np.uint8],
+    confidence: NDArray[np.float32] | None,
     class_ids: NDArray[np.int64],
     grid: Grid,
     metres: NDArray[np.float64],
@@ -263,5 +281,6 @@ def _draw(
     xy, ring_offsets, polygon_offsets = place_on_ground(rings, grid.transform[:6])
     area_m2, perimeter_m = measure_rings(rings, metres, *grid.shape)
     ids = rings.faces
-    class_id = class_ids[faces.label[ids] - 1].astype(np.int32)
-    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, confidence[ids], area_m2, perimeter_m)
+    class_id = class_ids[label[ids] - 1].astype(np.int32)
+    known = np.full(len(ids), np.nan, np.float32) if confidence is None else confidence[ids]
+    return Polygons(ids, xy, ring_offsets, polygon_offsets, class_id, known, area_m2, perimeter_m)

@@ -38,26 +38,24 @@ class Rings(NamedTuple):
 
 @dataclass(frozen=True)
 class Finished:
-    """Arcs of which some faces are finished: those that will not get any further arcs.
+    """Faces that will not get any further arcs.
 
     Parameters
     ----------
-    arcs
-        All arcs of the finished faces, and others.
-    faces
-        (H,) int32: finished faces, once for each of their arcs' sides.
-    sides
-        (H,) int64: these sides, as ``2 * arc`` for an arc's left one and ``2 * arc + 1`` for its right one.
+    parts
+        All of their arcs, with face 0 in the place of others.
     """
 
-    arcs: Arcs
-    faces: NDArray[np.int32]
-    sides: NDArray[np.int64]
+    parts: tuple[Arcs, ...]
 
     def assemble(self) -> Rings:
         """Link the sides of each face to rings."""
-        order = _stable_order(self.faces)
-        return _assemble(self.arcs, self.faces[order], self.sides[order])
+        arcs = concatenate(self.parts)
+        # A side is ``2 * arc`` for an arc's left one and ``2 * arc + 1`` for its right one.
+        faces = arcs.faces.ravel()
+        sides = np.flatnonzero(faces)
+        sides = sides[_stable_order(faces[sides])]
+        return _assemble(arcs, faces[sides], sides)
 
 
 def _stable_order(faces: NDArray[np.int32]) -> NDArray[np.int64]:
@@ -91,41 +89,43 @@ class Held:
         """
         closing = [face for face in self._strips_of if not is_open[face]]
         strips = sorted({strip for face in closing for strip in self._strips_of.pop(face)})
-        is_closing = np.zeros(len(is_open), np.bool_)
+        is_closing = np.zeros_like(is_open)
         is_closing[closing] = True
         released = [self._release(strip, is_closing) for strip in strips]
-        self._hold(complete, is_open)
-        # All sides that are given of the arcs held so far are of finished faces.
-        arcs = concatenate((*released, complete))
-        sides = arcs.faces.ravel()
-        finished = np.flatnonzero(~is_open[sides] & (sides != 0))
-        return Finished(arcs, sides[finished], finished)
+        return Finished((*released, self._hold(complete, is_open)))
 
     def _release(self, strip: int, is_closing: NDArray[np.bool_]) -> Arcs:
         """Give a strip's arcs of closing faces, and hold what others need of them."""
         arcs = self._arcs.pop(strip)
         closing = is_closing[arcs.faces]
-        released = _select(arcs, np.flatnonzero(closing.any(axis=1)))
-        faces = arcs.faces * ~closing
-        needed = faces.any(axis=1)
-        if needed.any():
-            self._arcs[strip] = _select(arcs._replace(faces=faces), np.flatnonzero(needed))
+        released = _select(arcs, _with_any(closing))
+        needed = arcs._replace(faces=arcs.faces * ~closing)
+        if needed.faces.any():
+            self._arcs[strip] = _select(needed, _with_any(needed.faces != 0))
         return released._replace(faces=released.faces * is_closing[released.faces])
 
-    def _hold(self, complete: Arcs, is_open: NDArray[np.bool_]) -> None:
+    def _hold(self, complete: Arcs, is_open: NDArray[np.bool_]) -> Arcs:
+        """Hold what open faces need of a strip's arcs, and give what the others need of them."""
         needing = is_open[complete.faces]
-        needed = _select(complete._replace(faces=complete.faces * needing), np.flatnonzero(needing.any(axis=1)))
+        needed = _select(complete._replace(faces=complete.faces * needing), _with_any(needing))
         if len(needed.faces):
             self._arcs[self._count] = needed
             for face in np.unique(needed.faces).tolist():
                 if face:
                     self._strips_of.setdefault(face, []).append(self._count)
         self._count += 1
+        return complete._replace(faces=complete.faces * ~needing)
+
+
+def _with_any(sides: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Find the arcs of which at least one of the two sides, (N, 2) bool, is meant."""
+    # NumPy's any() along a short axis takes ten times as long.
+    return np.flatnonzero(sides[:, 0] | sides[:, 1])
 
 
 def open_first(arcs: Arcs) -> tuple[Arcs, Arcs]:
     """Tell a strip's arcs that are open at a seam, which come first, from those that are complete."""
-    count = int(np.count_nonzero(arcs.ends.max(axis=1, initial=CLOSED) >= 0))
+    count = len(_with_any(arcs.ends >= 0))
     size = arcs.offsets[count]
     return (
         Arcs(arcs.codes[:size], arcs.offsets[: count + 1], arcs.faces[:count], arcs.ends[:count]),
@@ -215,51 +215,49 @@ def _assemble_face(
     for first in range(count):
         if used[first]:
             continue
-        k = first
+        k, least = first, size
         while not used[k]:
             used[k] = 1
-            arc = sides[k] >> 1
-            points = arcs.codes[arcs.offsets[arc] : arcs.offsets[arc + 1]]
-            length = len(points) - 1
-            if sides[k] & 1:
-                for j in range(length):
-                    codes[size + j] = points[length - j]
-            else:
-                for j in range(length):
-                    codes[size + j] = points[j]
-            size += length
+            arc, is_right = sides[k] >> 1, sides[k] & 1
+            # A side's last point is the next one's first.
+            first_point, last_point = arcs.offsets[arc], arcs.offsets[arc + 1] - 1
+            point, stop, step = (last_point, first_point, -1) if is_right else (first_point, last_point, 1)
+            while point != stop:
+                codes[size] = arcs.codes[point]
+                if codes[size] < codes[least]:
+                    least = size
+                size += 1
+                point += step
             if arcs.ends[arc, 0] != CLOSED:
-                target = points[0] if sides[k] & 1 else points[length]
+                target = arcs.codes[stop]
                 if count > FEW_SIDES:
                     k = order[np.searchsorted(sorted_origins, target)]
                 else:
                     k = 0
                     while origins[k] != target:
                         k += 1
-        starts[rings + 1] = size
-        ring = codes[starts[rings] : size]
-        smallest[rings] = np.argmin(ring)
+        smallest[rings] = least
         rings += 1
+        starts[rings] = size
 
     ranks = keys
     if rings > 1:
         for r in range(rings):
             is_shell = _twice_area(codes[starts[r] : starts[r + 1]]) > 0
-            keys[r] = -1 if is_shell else codes[starts[r] + smallest[r]]
+            keys[r] = -1 if is_shell else codes[smallest[r]]
         ranks = np.argsort(keys[:rings])
     words[offset] = rings
     place = offset + 1 + rings
     for rank in range(rings):
         r = ranks[rank] if rings > 1 else 0
-        ring = codes[starts[r] : starts[r + 1]]
-        length = len(ring)
-        words[offset + 1 + rank] = length + 1
-        at = smallest[r]
-        for _ in range(length + 1):
-            words[place] = col2_of(ring[at])
-            words[place + 1] = row2_of(ring[at])
+        first_point, stop = starts[r], starts[r + 1]
+        words[offset + 1 + rank] = stop - first_point + 1
+        point = smallest[r]
+        for _ in range(stop - first_point + 1):
+            words[place] = col2_of(codes[point])
+            words[place + 1] = row2_of(codes[point])
             place += 2
-            at = at + 1 if at + 1 < length else 0
+            point = point + 1 if point + 1 < stop else first_point
     return place
 
 

@@ -1,5 +1,7 @@
 """Faces on disk: written in the order in which they are finished, read in the order of their numbers."""
 
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,10 +32,11 @@ class Spool:
         self._offsets = np.zeros(faces + 1, np.int64)
         self._sizes = np.zeros(faces + 1, np.int32)
         self._size = 0
+        self._reserving = threading.Lock()
         self._written = self._given = 1
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("w+b")
+        self._file = self._path.open("wb", buffering=0)
         return self
 
     def __exit__(
@@ -44,21 +47,23 @@ class Spool:
             self._file.close()
 
     def write(self, rings: Rings) -> None:
-        """Append the records of faces.
+        """Append the records of faces; in any thread.
 
         Raises
         ------
         DiskError
             If the disk is full.
         """
-        self._offsets[rings.faces] = rings.offsets[:-1] + self._size
-        self._sizes[rings.faces] = np.diff(rings.offsets)
-        self._size += len(rings.words)
+        with self._reserving:
+            place = self._size
+            self._size += len(rings.words)
         try:
-            self._file.write(rings.words.data)
-            self._file.flush()
+            _write_at(self._file.fileno(), rings.words.data.cast("B"), place * rings.words.itemsize)
         except OSError as error:
             raise DiskError(f"can't write {self._path}: {error.strerror}", "make room and run it again") from error
+        self._offsets[rings.faces] = rings.offsets[:-1] + place
+        # Last: from now on they may be read.
+        self._sizes[rings.faces] = np.diff(rings.offsets)
 
     def batches(self, words: int, *, rest: bool = False) -> Iterator[tuple[int, int]]:
         """Divide the faces into runs, [first, stop), of at most so many words each, but of one face at least.
@@ -82,6 +87,12 @@ class Spool:
         words = np.memmap(self._path, np.int32, mode="r", shape=(int((offsets + sizes).max()),))
         records = _gather(np.asarray(words), offsets, gathered)
         return Rings(np.arange(first, stop, dtype=np.int32), gathered, records)
+
+
+def _write_at(descriptor: int, octets: memoryview, place: int) -> None:
+    while octets:
+        count = os.pwrite(descriptor, octets, place)
+        octets, place = octets[count:], place + count
 
 
 @kernel

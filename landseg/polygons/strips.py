@@ -80,8 +80,24 @@ def threads_within(budget_bytes: int, cols: int, most: int) -> int:
     return next((n for n in range(most, 1, -1) if projected_bytes(cols, n) <= budget_bytes), 1)
 
 
-@kernel
 def _labels(pixels: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Give each pixel the place of its value among ``values``, from 1; 0 where it is none of them."""
+    if pixels.dtype != np.uint8:
+        return _searched(pixels, values)
+    return _looked_up(pixels, _searched(np.arange(256).reshape(1, -1), values)[0])
+
+
+@kernel
+def _looked_up(pixels: NDArray[np.uint8], table: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    labels = np.empty_like(pixels)
+    for row in range(pixels.shape[0]):
+        for col in range(pixels.shape[1]):
+            labels[row, col] = table[pixels[row, col]]
+    return labels
+
+
+@kernel
+def _searched(pixels: NDArray[Any], values: NDArray[np.int64]) -> NDArray[np.uint8]:
     rows, cols = pixels.shape
     labels = np.empty((rows, cols), np.uint8)
     for row in range(rows):
