@@ -18,11 +18,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
 
 from benchmarks.large_scene import DEMO, machine
 from landseg.config import RunConfig
-from landseg.model.bundle import Bundle, read_bundle
+from landseg.model.bundle import Bundle, FromPixels, read_bundle
 
 MEASURED = """
 import json, os, resource, sys, time
@@ -56,24 +55,6 @@ plan = build_plan(scene, Path(folder) / "map.gpkg", RunConfig(model=model, devic
 """,
     work="map_labels(plan, Path(folder))",
 )
-
-
-class FromPixels(nn.Module):
-    """A bundle's network, told the scene's own values as geo-inference does."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__()
-        self.network = bundle.load_network()
-        self.register_buffer("mean", torch.tensor(bundle.card.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(bundle.card.std)[:, None, None])
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Map (N, C, H, W) uint8 to logits."""
-        logits: Tensor = self.network((pixels.float() - self.mean) / self.std)
-        return logits
 
 
 def write_torchscript(bundle: Bundle, path: Path) -> None:

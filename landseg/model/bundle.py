@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from landseg.errors import BundleError, OutputExistsError, UsageError
 from landseg.legend import LandClass, Legend
@@ -266,7 +267,32 @@ class Bundle:
         return network.eval()
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
+class FromPixels(nn.Module):
+    """A bundle's network that normalises its pixels by itself, ready for inference.
+
+    Parameters
+    ----------
+    bundle
+        Its card says the bands and their scaling.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.network = bundle.load_network()
+        self.register_buffer("mean", torch.tensor(bundle.card.mean)[:, None, None])
+        self.register_buffer("std", torch.tensor(bundle.card.std)[:, None, None])
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Map pixels of any number type, (N, C, H, W) on the scale 0-255, to logits, (N, K, H, W)."""
+        logits: Tensor = self.network((pixels.float() - self.mean) / self.std)
+        return logits
+
+
+def _widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 

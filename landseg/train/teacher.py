@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from landseg.errors import BundleError
-from landseg.model.bundle import read_bundle
+from landseg.model.bundle import FromPixels, read_bundle
 
 TORCHSCRIPT = (".pt", ".pth", ".torchscript")
 """Endings of a path that is taken for a TorchScript file, and not for a bundle."""
@@ -39,24 +39,6 @@ class Teacher:
         """Map pixels, (N, C, H, W) on the scale 0-255, to probabilities, (N, K, H, W) float32."""
         answers = [network.to(image.device)(image).float().softmax(dim=1) for network in self._networks]
         return torch.stack(answers).mean(dim=0)
-
-
-class _Normalised(nn.Module):
-    """A bundle's network that normalises its pixels by itself."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.network = network.to(memory_format=torch.channels_last)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Map pixels to logits."""
-        logits: Tensor = self.network(((image - self.mean) / self.std).to(memory_format=torch.channels_last))
-        return logits
 
 
 def open_teacher(models: Sequence[str], bands: Sequence[str], names: Sequence[str], chip_px: int) -> Teacher:
@@ -121,4 +103,4 @@ def _bundled(model: str, bands: Sequence[str], names: Sequence[str]) -> nn.Modul
                 f"the {what} of the teacher {card.name} are {', '.join(own)}, not {', '.join(wanted)}",
                 "a teacher has those of the model that it teaches, in the same order",
             )
-    return _Normalised(bundle.load_network(), card.mean, card.std)
+    return FromPixels(bundle).to(memory_format=torch.channels_last)
