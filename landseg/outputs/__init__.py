@@ -1,6 +1,5 @@
 """Files that people open: rasters, polygons, styles and pictures of a map, and the figures that they share."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,14 +65,13 @@ class AreaCount:
         # Of each class: polygons, area in m2, and area times confidence.
         self._sums = np.zeros((3, len(legend)))
 
-    def passing(self, batches: "Iterable[Polygons]") -> "Iterator[Polygons]":
-        """Give the same batches, each counted when it is asked for."""
-        for polygons in batches:
-            for sums, weights in zip(
-                self._sums, (None, polygons.area_m2, polygons.area_m2 * polygons.confidence), strict=True
-            ):
-                sums += np.bincount(places(polygons.class_id, self.legend), weights, minlength=len(self.legend))
-            yield polygons
+    def passed(self, polygons: "Polygons") -> "Polygons":
+        """Count a batch and give it back."""
+        for sums, weights in zip(
+            self._sums, (None, polygons.area_m2, polygons.area_m2 * polygons.confidence), strict=True
+        ):
+            sums += np.bincount(places(polygons.class_id, self.legend), weights, minlength=len(self.legend))
+        return polygons
 
     def areas(self) -> tuple[ClassArea, ...]:
         """Give what has passed, in legend order; classes that don't occur have an area of 0."""

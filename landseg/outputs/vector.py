@@ -121,7 +121,7 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
     """
     driver = driver_of(path)
     count = AreaCount(legend)
-    stream = _Stream(count.passing(batches), legend, SHAPEFILE_NAMES if driver == "ESRI Shapefile" else {})
+    stream = _Stream(map(count.passed, batches), legend, SHAPEFILE_NAMES if driver == "ESRI Shapefile" else {})
     try:
         if driver == "GeoParquet":
             write_geoparquet(path, stream.schema, stream, crs)
@@ -193,8 +193,8 @@ class _Stream:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
-            for polygons in self.batches:
-                yield self._record_batch(polygons)
+            # Nothing here holds on to a batch: a single polygon may be as large as a map.
+            yield from map(self._record_batch, self.batches)
         except BaseException as error:
             self.raised = error
             raise

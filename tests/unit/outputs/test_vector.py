@@ -57,7 +57,7 @@ def batches(count: int, at_once: int = 4) -> Iterator[Polygons]:
 
 def class_areas(*batches: Polygons) -> tuple[ClassArea, ...]:
     count = AreaCount(LEGEND)
-    assert [len(b) for b in count.passing(batches)] == [len(b) for b in batches]
+    assert [len(count.passed(b)) for b in batches] == [len(b) for b in batches]
     return count.areas()
 
 
@@ -86,7 +86,7 @@ def test_class_ids_may_be_any_whole_numbers() -> None:
         (LandClass(512, "lake", "#56b4e9"), LandClass(-1, "sea", "#0072b2"), LandClass(111, "x", "#000000"))
     )
     count = AreaCount(legend)
-    list(count.passing([replace(squares(3), class_id=np.array([-1, 512, -1], np.int32))]))
+    count.passed(replace(squares(3), class_id=np.array([-1, 512, -1], np.int32)))
     assert [(area.class_id, area.polygons) for area in count.areas()] == [(512, 1), (-1, 2), (111, 0)]
 
 
