@@ -41,8 +41,8 @@ from landseg.polygons.spool import Spool
 from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead
 from landseg.polygons.trace import Arcs, find_corners, find_vertices, trace_strip
 
-WORDS_AT_ONCE = 2**17
-"""Of records in a batch of polygons: some thousands of small faces, or a single one that is larger."""
+WORDS_AT_ONCE = 2**19
+"""Of records in a batch of polygons: ten thousand small faces, or a single one that is larger."""
 
 
 @dataclass(frozen=True, eq=False)
