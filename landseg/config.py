@@ -26,10 +26,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from yaml.constructor import SafeConstructor
 
 from landseg.errors import ConfigError
 from landseg.hrefs import is_remote
 from landseg.legend import LandClass, Legend
+
+EXTENDS = "extends"
+"""Key of a configuration file that names the one it goes on from."""
 
 _MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
 _SQUARE_METRES = {"": 1.0, "m2": 1.0, "m²": 1.0, "a": 100.0, "ha": 1e4, "km2": 1e6, "km²": 1e6}
@@ -530,6 +534,9 @@ def _variable(key: str) -> str:
 def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     """Read a YAML file into a checked configuration.
 
+    A file may go on from another, which its key ``extends`` names from where it lies itself: its own keys come first,
+    also those within keys.
+
     Parameters
     ----------
     path
@@ -542,18 +549,11 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     ConfigError
         If the file is missing, not YAML, or has an unknown or ill-typed key.
     """
+    root = _composed(path)
     try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"can't read the configuration {path}: {getattr(error, 'strerror', error)}") from error
+        data = None if root is None else SafeConstructor().construct_document(root)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        place = path if mark is None else f"{path}, line {mark.line + 1}, column {mark.column + 1}"
-        raise ConfigError(f"{place}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}") from error
+        raise _not_yaml(error, path) from error
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -562,6 +562,52 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         return kind.model_validate(data)
     except ValidationError as error:
         raise _located(error, kind, path, root) from error
+
+
+def _composed(path: Path, extending: tuple[Path, ...] = ()) -> yaml.Node | None:
+    """Read the nodes of a file and of those that it extends; each knows the file and line that it comes from."""
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader.name = str(path)
+        root: yaml.Node | None = loader.get_single_node()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"can't read the configuration {path}: {getattr(error, 'strerror', error)}") from error
+    except yaml.YAMLError as error:
+        raise _not_yaml(error, path) from error
+    if not isinstance(root, yaml.MappingNode):
+        return root
+    named = next((one for one in root.value if one[0].value == EXTENDS), None)
+    if named is None:
+        return root
+    key, value = named
+    base = path.parent / str(value.value)
+    if base.resolve() in {one.resolve() for one in (*extending, path)}:
+        raise ConfigError(f"{_place(key.start_mark)}: {base} extends itself")
+    below = _composed(base, (*extending, path))
+    if not isinstance(below, yaml.MappingNode):
+        raise ConfigError(f"{_place(key.start_mark)}: {base} holds no keys")
+    return _put_over(below, yaml.MappingNode(root.tag, [one for one in root.value if one is not named]))
+
+
+def _put_over(below: yaml.Node, node: yaml.Node) -> yaml.Node:
+    """Put a node over another: of two mappings, key by key."""
+    if not isinstance(below, yaml.MappingNode) or not isinstance(node, yaml.MappingNode):
+        return node
+    values = {key.value: value for key, value in below.value}
+    own = [(key, _put_over(values[key.value], value) if key.value in values else value) for key, value in node.value]
+    names = {key.value for key, _ in own}
+    return yaml.MappingNode(node.tag, [*(one for one in below.value if one[0].value not in names), *own])
+
+
+def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
+    if isinstance(error, yaml.MarkedYAMLError):
+        place = path if error.problem_mark is None else _place(error.problem_mark)
+        return ConfigError(f"{place}: not YAML: {error.problem}")
+    return ConfigError(f"{path}: not YAML: {str(error).splitlines()[0]}")
+
+
+def _place(mark: yaml.Mark) -> str:
+    return f"{mark.name}, line {mark.line + 1}, column {mark.column + 1}"
 
 
 def override(config: ConfigT, given: Mapping[str, Any], spell: Callable[[str], str] = _option) -> ConfigT:
@@ -614,8 +660,8 @@ def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.
     fault = error.errors()[0]
     keys = fault["loc"]
     name = ".".join(str(key) for key in keys) or "the file"
-    line, column = _position(root, keys)
-    place = f"{path}, line {line}, column {column}"
+    mark = _mark(root, keys)
+    place = f"{path}, line 1, column 1" if mark is None else _place(mark)
     if fault["type"] == "extra_forbidden":
         known = _known_keys(kind, keys[:-1])
         near = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
@@ -632,8 +678,8 @@ def _lowered(message: str) -> str:
     return message[0].lower() + message[1:]
 
 
-def _position(node: yaml.Node | None, keys: tuple[int | str, ...]) -> tuple[int, int]:
-    """Find line and column, from 1, of the deepest part of ``keys`` that stands in the file."""
+def _mark(node: yaml.Node | None, keys: tuple[int | str, ...]) -> yaml.Mark | None:
+    """Find where the deepest part of ``keys`` stands that is in a file."""
     mark = None if node is None else node.start_mark
     for key in keys:
         child = None
@@ -647,7 +693,7 @@ def _position(node: yaml.Node | None, keys: tuple[int | str, ...]) -> tuple[int,
         if child is None:
             break
         node = child
-    return (1, 1) if mark is None else (mark.line + 1, mark.column + 1)
+    return mark
 
 
 def _known_keys(kind: type[Strict], keys: tuple[int | str, ...]) -> list[str]:

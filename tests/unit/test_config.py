@@ -198,6 +198,50 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml", RunConfig)
 
 
+def test_a_file_goes_on_from_another(file: Path) -> None:
+    (file.parent / "base").mkdir()
+    (file.parent / "base" / "first.yaml").write_text(training(gsd_m=0.5, chip_px=96))
+    (file.parent / "second.yaml").write_text("extends: base/first.yaml\nchip_px: null\noptimisation: {batch: 4}\n")
+    file.write_text("extends: second.yaml\nname: third\noptimisation: {steps: 7, loss: {dice: 0.5}}\n")
+
+    config = load_config(file, TrainConfig)
+
+    assert (config.name, config.gsd_m, config.chip_px) == ("third", 0.5, None)
+    assert (config.optimisation.steps, config.optimisation.batch, config.optimisation.loss.dice) == (7, 4, 0.5)
+    assert len(config.legend) == 2
+
+
+def test_what_is_wrong_is_placed_in_the_file_that_says_it(file: Path) -> None:
+    base = file.parent / "base.yaml"
+    base.write_text("chips: 4\noverlap: 0.1\n")
+
+    assert refusal(file, "extends: base.yaml\n").what == f"{base}, line 1, column 1: unknown key 'chips'"
+
+    base.write_text("device: cpu\noverlap: 0.1\n")
+    assert refusal(file, "extends: base.yaml\noverlap: 7\n").what.startswith(
+        f"{file}, line 2, column 1: 'overlap' is 7"
+    )
+
+    base.write_text("device: [\n")
+    assert refusal(file, "extends: base.yaml\n").what.startswith(f"{base}, line 2, column 1: not YAML")
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        (None, "can't read the configuration {base}: No such file"),
+        ("extends: config.yaml\n", "{base}, line 1, column 1: {file} extends itself"),
+        ("- overlap\n", "{file}, line 1, column 1: {base} holds no keys"),
+    ],
+)
+def test_a_base_that_is_no_base_is_refused(file: Path, base: str | None, said: str) -> None:
+    path = file.parent / "base.yaml"
+    if base is not None:
+        path.write_text(base)
+
+    assert refusal(file, "extends: base.yaml\n").what.startswith(said.format(base=path, file=file))
+
+
 def test_code_in_yaml_is_not_run(file: Path, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
 
