@@ -3,7 +3,11 @@
 import os
 import re
 from pathlib import Path, PurePosixPath
-from urllib.parse import SplitResult, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, quote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
 
 # User and password before the host, and the query, which is where signatures and keys of signed URLs stand.
 _URL = re.compile(r"(\w+://)(?:[^\s/]*@)?([^\s?#'\"]*)(?:[?#](?:[^\s'\"]|'(?=\w))*?(?=[:,.]?(?:\s|$|['\"](?!\w))))?")
@@ -27,6 +31,30 @@ def s3_endpoint() -> SplitResult | None:
     """Say which server is asked for what is on S3, by the variables that Amazon's own tools heed; None: Amazon's."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     return urlsplit(endpoint) if endpoint else None
+
+
+def s3_key(href: str) -> str | None:
+    """Give bucket and key, ``bucket/folder/file``, of what GDAL would look for on S3; None: elsewhere."""
+    found = re.match(r"(?:s3://|/vsis3/)(.+)", href)
+    return None if found is None else found[1]
+
+
+def open_s3(bucket: str) -> "FileSystem":
+    """Open S3 as whoever runs this, by the variables and files of Amazon's own tools.
+
+    Raises
+    ------
+    OSError
+        If the server of the bucket can't be found.
+    """
+    from pyarrow.fs import FileSystem  # slow to import
+
+    options = {}
+    if endpoint := s3_endpoint():
+        options = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
+    # By a URL, since that finds the region of the bucket.
+    storage, _ = FileSystem.from_uri(f"s3://{quote(bucket)}?{urlencode(options)}")
+    return storage
 
 
 def from_folder(href: str, folder: Path | None) -> str:

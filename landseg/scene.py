@@ -28,7 +28,7 @@ from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import LONLAT, Grid, cells, shrunk
-from landseg.hrefs import hide_secrets, is_remote, s3_endpoint
+from landseg.hrefs import hide_secrets, is_remote, open_s3, s3_endpoint, s3_key
 
 log = logging.getLogger(__name__)
 
@@ -239,6 +239,14 @@ def _stamp(path: str) -> tuple[int | str, ...]:
         except (OSError, HTTPException) as error:
             # Without its stamp the scene would be taken for another one.
             raise SceneError(f"{path} can't be reached", f"{error}; try again later") from error
+    if key := s3_key(path):
+        try:
+            (file,) = open_s3(key.partition("/")[0]).get_file_info([key])
+        except OSError as error:
+            # GDAL has just read it, by settings of its own.
+            log.warning("whether %s changes can't be seen: %s", path, error)
+            return ()
+        return () if file.size is None else (file.size, file.mtime_ns)
     if is_remote(path):
         return ()
     status = Path(path).stat()

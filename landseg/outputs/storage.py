@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from landseg.errors import DiskError, UsageError
-from landseg.hrefs import s3_endpoint
+from landseg.hrefs import open_s3
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -119,15 +119,8 @@ class StorageFolder:
         return str(PurePosixPath(self.bucket, self.path, name))
 
     def _open(self) -> "FileSystem":
-        from pyarrow.fs import FileSystem  # slow to import
-
-        options = {}
-        if endpoint := s3_endpoint():
-            options = {"scheme": endpoint.scheme, "endpoint_override": endpoint.netloc}
-        # By a URL, since that finds the region of the bucket.
         with self._asking():
-            storage, _ = FileSystem.from_uri(f"s3://{quote(self.bucket)}?{urlencode(options)}")
-        return storage
+            return open_s3(self.bucket)
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pyarrow.fs import FileSelector, S3FileSystem
 
 from landseg.outputs.manifest import checksum
+from landseg.scene import _stamp
 from tests.conftest import ROOT, Landseg, SceneMaker
 
 SERVER = ROOT / ".venv-s3server"
@@ -92,6 +93,16 @@ def run(scene: str, out: str, model: Path, *options: str) -> subprocess.Complete
     """Run the command in a process of its own, since GDAL and landseg read the environment when they start."""
     command = [sys.executable, "-m", "landseg", "run", scene, "--out", out, "--model", str(model), "--batch", "1"]
     return subprocess.run([*command, "--device", "cpu", *options], capture_output=True, text=True, check=False)
+
+
+def test_a_scene_on_s3_is_another_one_when_it_is_replaced(storage: S3FileSystem, scene: Path) -> None:
+    stamps = []
+    for content in (scene.read_bytes(), scene.read_bytes() + b"\0"):
+        upload(storage, "maps/in put/scene.tif", content)
+        stamps.append(_stamp("s3://maps/in put/scene.tif"))
+    assert _stamp("/vsis3/maps/in put/scene.tif") == stamps[1]
+    assert [stamp[0] for stamp in stamps] == [scene.stat().st_size, scene.stat().st_size + 1]
+    assert stamps[0][1] <= stamps[1][1]
 
 
 def test_a_scene_on_s3_becomes_a_map_on_s3(
