@@ -1,12 +1,19 @@
-"""What this machine can spare."""
+"""What this machine can spare, and threads that work ahead."""
 
 import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where a container finds its limits, on Linux."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def cache_folder() -> Path:
@@ -28,3 +35,18 @@ def available_bytes() -> int:
 def cores() -> int:
     """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
+    """Call a function in a pool and give its results in order, a few items ahead of what is asked for."""
+    pending: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()

@@ -10,6 +10,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -35,7 +36,7 @@ from landseg.errors import (
 from landseg.grid import Grid, Strip, Tiling, windows_of
 from landseg.hrefs import from_folder, is_remote
 from landseg.legend import NODATA
-from landseg.machine import available_bytes, cache_folder, cores
+from landseg.machine import ahead, available_bytes, cache_folder, cores
 from landseg.mapping import (
     BATCHES_PER_STRIP,
     Compute,
@@ -48,7 +49,7 @@ from landseg.mapping import (
     map_rows,
 )
 from landseg.model.bundle import Bundle, read_bundle
-from landseg.mosaic import Mosaic, Sums
+from landseg.mosaic import Mosaic, Rows, Sums
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
 from landseg.outputs.imagery import Imagery
@@ -661,15 +662,18 @@ def _computing(config: RunConfig) -> Compute:
 def _write_labels(
     job: MapJob, store: StripStore, compute: Compute, folder: Path, on_progress: ProgressCallback
 ) -> tuple[LabelRaster, int]:
-    """Write the label raster; give it and the number of its valid pixels."""
-    valid_pixels = 0
+    """Write the label raster, rows while those of the next strip are computed; give it and its valid pixels' number."""
+
+    def write(rows: Rows) -> int:
+        raster.write(rows.labels, rows.confidence)
+        return int(np.count_nonzero(rows.labels))
+
     with (
         LabelRaster(folder / "labels.tif", job.grid, job.bundle.card.legend) as raster,
         closing(map_rows(job, store, compute, on_progress)) as mapped,
+        ThreadPoolExecutor(1, thread_name_prefix="write") as pool,
     ):
-        for rows in mapped:
-            raster.write(rows.labels, rows.confidence)
-            valid_pixels += int(np.count_nonzero(rows.labels))
+        valid_pixels = sum(ahead(pool, write, mapped, workers=1))
     if valid_pixels == 0:
         lost = store.lost()
         store.clear()

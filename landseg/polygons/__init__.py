@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from shapely import GeometryType
 
 from landseg.grid import Grid
-from landseg.machine import cores
+from landseg.machine import ahead, cores
 from landseg.polygons.assemble import (
     Finished,
     Held,
@@ -38,7 +38,7 @@ from landseg.polygons.merge import NO_MERGING, Borders, Merging, merge_small
 from landseg.polygons.seams import join_arcs
 from landseg.polygons.simplify import simplify_arcs
 from landseg.polygons.spool import Spool
-from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead
+from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips
 from landseg.polygons.trace import Arcs, find_corners, find_vertices, trace_strip
 
 WORDS_AT_ONCE = 2**19

@@ -13,8 +13,8 @@ from rasterio.enums import ColorInterp, MaskFlags
 
 from landseg.errors import InputError
 from landseg.grid import Grid
-from landseg.machine import cores
-from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, ahead, distinct
+from landseg.machine import ahead, cores
+from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, distinct
 from landseg.scene import describe_scene
 
 CONFIDENCE = "confidence"

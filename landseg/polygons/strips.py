@@ -1,12 +1,9 @@
 """Strips of a raster of classes, worked on side by side."""
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import rasterio
@@ -24,9 +21,6 @@ BYTES_PER_PIXEL = 70
 
 MOST_CLASSES = 255
 """As many as labels of 8 bits tell apart beside nodata."""
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -141,18 +135,3 @@ def distinct(pixels: NDArray[Any], most: int) -> NDArray[Any]:
             if count > most:
                 return found
     return found[:count]
-
-
-def ahead(pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """Call a function in a pool and give its results in order, a few items ahead of what is asked for."""
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
