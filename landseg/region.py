@@ -24,7 +24,6 @@ from landseg.machine import cores
 from landseg.outputs import ClassArea, counted
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
-from landseg.outputs.picture import PICTURE_PX, draw_picture
 from landseg.outputs.raster import LabelRaster, read_labels
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import companions, draw_layer
@@ -252,6 +251,8 @@ def write_region(
         )
         products = {"polygons": polygons, "raster": raster, "raster-classes": sidecar, "style": style}
         if picture is not None:
+            from landseg.outputs.picture import PICTURE_PX, draw_picture  # matplotlib is slow to import
+
             shrunk, shrunk_grid = read_labels(drafts.path(raster), grid, PICTURE_PX)
             draw_picture(
                 drafts.path(picture),

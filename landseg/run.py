@@ -54,7 +54,6 @@ from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
 from landseg.outputs.imagery import Imagery
 from landseg.outputs.manifest import listed_files, write_manifest
-from landseg.outputs.picture import PICTURE_PX, draw_picture
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.storage import StorageFolder
@@ -716,6 +715,8 @@ def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) ->
 
 
 def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...], imagery: Imagery | None) -> None:
+    from landseg.outputs.picture import PICTURE_PX, draw_picture  # matplotlib is slow to import
+
     labels, grid = read_labels(raster, plan.grid, PICTURE_PX)
     pixels = None if imagery is None else imagery.read(plan.grid, PICTURE_PX)
     if pixels is not None:

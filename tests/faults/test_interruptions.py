@@ -38,7 +38,7 @@ STEPS = [
     "run.map_rows",
     "outputs.vector.polygonize",
     "outputs.vector.write_layer",
-    "run.draw_picture",
+    "outputs.picture.draw_picture",
     "run.write_manifest",
 ]
 

@@ -193,7 +193,12 @@ def test_imagery_beside_the_map_is_white_where_nothing_is_valid(
     data[:, :, :75] = 0
     scene = make_scene(data, nodata=0, transform=Affine(pixel, 0, 339000, 0, -pixel, 2784000))
     drawn: dict[str, NDArray[np.uint8]] = {}
-    monkeypatch.setattr("landseg.run.draw_picture", lambda path, **given: (drawn.update(given), path.touch()))
+
+    def draw(path: Path, **given: NDArray[np.uint8]) -> None:
+        drawn.update(given)
+        path.touch()
+
+    monkeypatch.setattr("landseg.outputs.picture.draw_picture", draw)
     execute(build_plan(str(scene), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle), picture=True)))
     imagery, labels = drawn["imagery"], drawn["labels"]
     assert imagery.shape == (*labels.shape, 3)
