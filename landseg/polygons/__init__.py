@@ -36,10 +36,10 @@ from landseg.polygons.label import Faces, LabelledStrip, SeamJoiner, Tally
 from landseg.polygons.measure import measure_rings, metres_per_pixel
 from landseg.polygons.merge import NO_MERGING, Borders, Merging, merge_small
 from landseg.polygons.seams import join_arcs
-from landseg.polygons.simplify import simplify_arcs
+from landseg.polygons.simplify import VertexWindow, Vertices, simplify_arcs
 from landseg.polygons.spool import Spool
 from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips
-from landseg.polygons.trace import Arcs, find_corners, find_vertices, trace_strip
+from landseg.polygons.trace import Arcs, find_corners, find_vertices, row2_of, trace_strip
 
 WORDS_AT_ONCE = 2**19
 """Of records in a batch of polygons: ten thousand small faces, or a single one that is larger."""
@@ -238,28 +238,31 @@ def _finished(
 ) -> Iterator[Finished]:
     """Trace the map from top to bottom and give the arcs of its faces as these are finished."""
     cols = strips.shape[1]
-    marks = np.zeros((strips.shape[0] + 1, (cols + 64) // 64) if tolerance_m > 0 else (0, 0), np.uint64)
     linear = tuple(metres[metres.shape[0] // 2, metres.shape[1] // 2].ravel().tolist())
+    is_simplified = tolerance_m > 0
 
-    def trace(strip: tuple[int, NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.int32]]:
+    def trace(strip: tuple[int, NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.uint64] | None, NDArray[np.int32]]:
         index, framed = strip
-        first_row = index * strips.rows
         corners = find_corners(framed)
-        if tolerance_m > 0:
-            marks[first_row : first_row + len(corners)] = find_vertices(corners)
-        return trace_strip(framed, corners, first_row), framed[-1]
+        marks = find_vertices(corners) if is_simplified else None
+        return trace_strip(framed, corners, index * strips.rows), marks, framed[-1]
 
-    def join() -> Iterator[tuple[tuple[Arcs, Arcs], NDArray[np.int32]]]:
-        unfinished = Arcs.none()
-        for arcs, last_row in ahead(pool, trace, _with_row_above(strips, faces, pool, workers), workers):
+    def join() -> Iterator[tuple[tuple[Arcs, Arcs], Vertices | None, NDArray[np.int32]]]:
+        unfinished, window = Arcs.none(), VertexWindow((cols + 64) // 64)
+        traced = ahead(pool, trace, _with_row_above(strips, faces, pool, workers), workers)
+        for index, (arcs, marks, last_row) in enumerate(traced):
+            first_row = row2_of(unfinished.codes.min()) // 2 if len(unfinished.codes) else index * strips.rows
+            vertices = None if marks is None else window.move(first_row, marks)
             at_seams, complete = open_first(arcs)
             joined, unfinished = join_arcs(unfinished, at_seams, cols)
-            yield (joined, complete), last_row
+            yield (joined, complete), vertices, last_row
 
-    def simplify(joined: tuple[tuple[Arcs, Arcs], NDArray[np.int32]]) -> tuple[Arcs, NDArray[np.int32]]:
-        parts, last_row = joined
+    def simplify(
+        joined: tuple[tuple[Arcs, Arcs], Vertices | None, NDArray[np.int32]],
+    ) -> tuple[Arcs, NDArray[np.int32]]:
+        parts, vertices, last_row = joined
         arcs = concatenate(parts)
-        return simplify_arcs(arcs, marks, linear, tolerance_m) if tolerance_m > 0 else arcs, last_row
+        return arcs if vertices is None else simplify_arcs(arcs, vertices, linear, tolerance_m), last_row
 
     held = Held()
     for complete, last_row in ahead(pool, simplify, join(), workers):

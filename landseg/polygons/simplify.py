@@ -20,6 +20,7 @@ A chain that turns keeps a point between its ends, and a closed one two, so that
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,8 +32,52 @@ Linear = tuple[float, float, float, float]
 """a, b, d, e of the grid's transform: from (col, row) to the ground."""
 
 
+class Vertices(NamedTuple):
+    """Which corners of some rows are a vertex of any arc.
+
+    Parameters
+    ----------
+    marks
+        (n, words) uint64, a bit for each corner.
+    first_row
+        That the marks begin with.
+    """
+
+    marks: NDArray[np.uint64]
+    first_row: int
+
+
+class VertexWindow:
+    """The rows of a map that arcs which are not complete have reached; it moves down the map.
+
+    Parameters
+    ----------
+    words
+        Of a row's marks.
+    """
+
+    def __init__(self, words: int) -> None:
+        self._room = np.empty((0, words), np.uint64)
+        self._first_row = self._rows = 0
+
+    def move(self, first_row: int, marks: NDArray[np.uint64]) -> Vertices:
+        """Append a strip's marks, as in `Vertices`, let go of the rows above ``first_row`` and give what is left.
+
+        What was given before stays as it was.
+        """
+        if self._rows + len(marks) > len(self._room):
+            kept = self._room[first_row - self._first_row : self._rows]
+            # With room for as much again, so that rows that stay are not moved with every strip.
+            self._room = np.empty((2 * (len(kept) + len(marks)), marks.shape[1]), np.uint64)
+            self._room[: len(kept)] = kept
+            self._first_row, self._rows = first_row, len(kept)
+        self._room[self._rows : self._rows + len(marks)] = marks
+        self._rows += len(marks)
+        return Vertices(self._room[: self._rows], self._first_row)
+
+
 @kernel
-def simplify_arcs(arcs: Arcs, vertices: NDArray[np.uint64], linear: Linear, tolerance: float) -> Arcs:
+def simplify_arcs(arcs: Arcs, vertices: Vertices, linear: Linear, tolerance: float) -> Arcs:
     """Simplify complete arcs.
 
     Parameters
@@ -40,7 +85,7 @@ def simplify_arcs(arcs: Arcs, vertices: NDArray[np.uint64], linear: Linear, tole
     arcs
         As traced.
     vertices
-        (rows + 1, words) uint64, a bit for each corner: is it a vertex of any arc?
+        In all rows that the arcs reach.
     linear
         Says how far points are apart on the ground.
     tolerance
@@ -136,7 +181,7 @@ def _keep(
     chain: NDArray[np.int64],
     points: NDArray[np.int64],
     at: NDArray[np.int64],
-    vertices: NDArray[np.uint64],
+    vertices: Vertices,
     linear: Linear,
     tolerance: float,
 ) -> NDArray[np.bool_]:
@@ -216,9 +261,7 @@ def _farthest(points: NDArray[np.int64], first: int, last: int, linear: Linear) 
 
 
 @kernel
-def _is_free(
-    chain: NDArray[np.int64], place: int, end_place: int, start: int, stop: int, vertices: NDArray[np.uint64]
-) -> bool:
+def _is_free(chain: NDArray[np.int64], place: int, end_place: int, start: int, stop: int, vertices: Vertices) -> bool:
     """Tell whether no vertex but the chain's own lies between two of its points and the segment that joins them.
 
     Parameters
@@ -253,7 +296,7 @@ def _is_free(
     for row in range(bottom - top + 1):
         for word in range(starts[row + 1] - starts[row]):
             column = (lefts[row] >> 6) + word
-            others = vertices[top + row, column] & ~own[starts[row] + word]
+            others = vertices.marks[top + row - vertices.first_row, column] & ~own[starts[row] + word]
             bit = 64 * column
             while others:
                 if (
