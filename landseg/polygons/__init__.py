@@ -37,7 +37,7 @@ from landseg.polygons.measure import measure_rings, metres_per_pixel
 from landseg.polygons.merge import NO_MERGING, Borders, Merging, merge_small
 from landseg.polygons.seams import join_arcs
 from landseg.polygons.simplify import VertexWindow, Vertices, simplify_arcs
-from landseg.polygons.spool import Spool
+from landseg.polygons.spool import Run, Spool
 from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips
 from landseg.polygons.trace import Arcs, find_corners, find_vertices, row2_of, trace_strip
 
@@ -178,20 +178,20 @@ def polygonize(
             faces, tally = _merge_small(strips, faces, tally, merging, grid, pool, workers)
         label, confidence = faces.label, None if confidence_band is None else tally.confidence()
         metres = metres_per_pixel(grid)
-        with Spool(work / "faces", len(faces)) as spool:
+        with Spool(work / "faces") as spool:
             finished = _finished(strips, faces, metres, tolerance_m, pool, workers)
             del faces, tally  # more than half of what is held of each face; tracing lets go of the rest when it ends
 
             def put_aside(finished: Finished) -> None:
                 spool.write(finished.assemble())
 
-            def batches() -> Iterator[tuple[int, int]]:
+            def batches() -> Iterator[Run]:
                 for _ in ahead(pool, put_aside, finished, workers):
                     yield from spool.batches(WORDS_AT_ONCE)
                 yield from spool.batches(WORDS_AT_ONCE, rest=True)
 
-            def draw(batch: tuple[int, int]) -> Polygons:
-                return _draw(spool.read(*batch), label, confidence, strips.values, grid, metres)
+            def draw(batch: Run) -> Polygons:
+                return _draw(spool.read(batch), label, confidence, strips.values, grid, metres)
 
             yield from ahead(pool, draw, batches(), workers)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,23 +16,41 @@ from landseg.polygons.assemble import Rings
 from landseg.polygons.compiled import kernel
 
 
+class Run(NamedTuple):
+    """Consecutive faces whose records are written.
+
+    Parameters
+    ----------
+    first
+        Face that it begins with.
+    offsets, sizes
+        (N,) int64 and int32, in words: where each face's record begins, and how long it is.
+    """
+
+    first: int
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int32]
+
+
 class Spool:
     """A file of the records of faces; a context manager that removes it.
+
+    Of faces that were given in batches nothing is held.
 
     Parameters
     ----------
     path
         Where it is, until it is closed.
-    faces
-        How many there will be.
     """
 
-    def __init__(self, path: Path, faces: int) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._offsets = np.zeros(faces + 1, np.int64)
-        self._sizes = np.zeros(faces + 1, np.int32)
         self._size = 0
-        self._reserving = threading.Lock()
+        # Of each face from the first one on, as in `Run`; a size of 0 says that it is not written.
+        self._first = 1
+        self._offsets = np.zeros(0, np.int64)
+        self._sizes = np.zeros(0, np.int32)
+        self._lock = threading.Lock()
         self._written = self._given = 1
 
     def __enter__(self) -> Self:
@@ -54,39 +72,57 @@ class Spool:
         DiskError
             If the disk is full.
         """
-        with self._reserving:
+        if not len(rings.faces):
+            return
+        with self._lock:
             place = self._size
             self._size += len(rings.words)
         try:
             _write_at(self._file.fileno(), rings.words.data.cast("B"), place * rings.words.itemsize)
         except OSError as error:
             raise DiskError(f"can't write {self._path}: {error.strerror}", "make room and run it again") from error
-        self._offsets[rings.faces] = rings.offsets[:-1] + place
-        # Last: from now on they may be read.
-        self._sizes[rings.faces] = np.diff(rings.offsets)
+        with self._lock:
+            self._make_room(int(rings.faces[-1]) + 1)
+            places = rings.faces - self._first
+            self._offsets[places] = rings.offsets[:-1] + place
+            self._sizes[places] = np.diff(rings.offsets)
 
-    def batches(self, words: int, *, rest: bool = False) -> Iterator[tuple[int, int]]:
-        """Divide the faces into runs, [first, stop), of at most so many words each, but of one face at least.
+    def _make_room(self, stop: int) -> None:
+        """Make room for faces before ``stop``, and let go of those that were given."""
+        if stop - self._first <= len(self._sizes):
+            return
+        first = self._given
+        # For as many again, so that those that stay are not moved with every strip.
+        room = 2 * (stop - first)
+        offsets, sizes = self._offsets[first - self._first :], self._sizes[first - self._first :]
+        self._first, self._offsets, self._sizes = first, np.zeros(room, np.int64), np.zeros(room, np.int32)
+        self._offsets[: len(offsets)] = offsets
+        self._sizes[: len(sizes)] = sizes
+
+    def batches(self, words: int, *, rest: bool = False) -> Iterator[Run]:
+        """Divide the faces into runs of at most so many words each, but of one face at least.
 
         Runs do not depend on when they are asked for. Each is given once, as soon as its faces and the one after it are
         written; those at the end when ``rest`` is asked for.
         """
-        self._written = _first_unwritten(self._sizes, self._written)
+        with self._lock:
+            first, offsets, sizes = self._first, self._offsets, self._sizes
+        self._written = first + _first_unwritten(sizes, self._written - first)
         while self._given < self._written:
-            stop = _stop(self._sizes, self._given, self._written, words)
-            if stop == self._written and not rest:
+            start = self._given - first
+            stop = _stop(sizes, start, self._written - first, words)
+            if first + stop == self._written and not rest:
                 return
-            yield self._given, stop
-            self._given = stop
+            yield Run(self._given, offsets[start:stop].copy(), sizes[start:stop].copy())
+            self._given = first + stop
 
-    def read(self, first: int, stop: int) -> Rings:
-        """Give the records of faces ``first`` to ``stop - 1``, which have been written; in any thread."""
-        offsets, sizes = self._offsets[first:stop], self._sizes[first:stop]
-        gathered = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+    def read(self, run: Run) -> Rings:
+        """Give the records of faces; in any thread."""
+        gathered = np.concatenate(([0], np.cumsum(run.sizes, dtype=np.int64)))
         # No more than what these need: the file may be growing.
-        words = np.memmap(self._path, np.int32, mode="r", shape=(int((offsets + sizes).max()),))
-        records = _gather(np.asarray(words), offsets, gathered)
-        return Rings(np.arange(first, stop, dtype=np.int32), gathered, records)
+        words = np.memmap(self._path, np.int32, mode="r", shape=(int((run.offsets + run.sizes).max()),))
+        records = _gather(np.asarray(words), run.offsets, gathered)
+        return Rings(np.arange(run.first, run.first + len(run.sizes), dtype=np.int32), gathered, records)
 
 
 def _write_at(descriptor: int, octets: memoryview, place: int) -> None:

@@ -7,9 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from landseg.polygons.assemble import Rings
-from landseg.polygons.spool import Spool
+from landseg.polygons.spool import Run, Spool
 
 WORDS = 10
+
+
+def span(run: Run) -> tuple[int, int]:
+    return run.first, run.first + len(run.sizes)
 
 
 def record(face: int, size: int) -> list[int]:
@@ -27,7 +31,11 @@ def test_faces_come_in_order_in_the_same_runs_whenever_they_were_written(
     )
     early = []
     folder = tmp_path_factory.mktemp("spool")
-    with Spool(folder / "early", len(sizes)) as spool, Spool(folder / "late", len(sizes)) as patient:
+
+    def runs(spool: Spool, *, rest: bool = False) -> list[tuple[tuple[int, int], list[int]]]:
+        return [(span(run), spool.read(run).words.tolist()) for run in spool.batches(WORDS, rest=rest)]
+
+    with Spool(folder / "early") as spool, Spool(folder / "late") as patient:
         for first, stop in pairwise(writes):
             written = sorted(order[first:stop])
             words = [record(face, sizes[face - 1]) for face in written]
@@ -35,9 +43,9 @@ def test_faces_come_in_order_in_the_same_runs_whenever_they_were_written(
             rings = Rings(np.array(written, np.int32), offsets, np.array(list(chain(*words)), np.int32))
             patient.write(rings)
             spool.write(rings)
-            early += [(run, spool.read(*run).words.tolist()) for run in spool.batches(WORDS)]
-        early += [(run, spool.read(*run).words.tolist()) for run in spool.batches(WORDS, rest=True)]
-        late = [(run, patient.read(*run).words.tolist()) for run in patient.batches(WORDS, rest=True)]
+            early += runs(spool)
+        early += runs(spool, rest=True)
+        late = runs(patient, rest=True)
 
     assert early == late
     assert list(chain(*(words for _, words in early))) == [
@@ -50,12 +58,12 @@ def test_a_run_is_given_as_soon_as_it_is_whole(tmp_path: Path) -> None:
     def of(face: int) -> Rings:
         return Rings(np.array([face], np.int32), np.array([0, 6]), np.array(record(face, 6), np.int32))
 
-    with Spool(tmp_path / "faces", 3) as spool:
+    with Spool(tmp_path / "faces") as spool:
         spool.write(of(2))
-        assert list(spool.batches(WORDS)) == []
+        assert list(map(span, spool.batches(WORDS))) == []
         spool.write(of(1))
-        assert list(spool.batches(WORDS)) == [(1, 2)]
+        assert list(map(span, spool.batches(WORDS))) == [(1, 2)]
         spool.write(of(3))
-        assert list(spool.batches(WORDS)) == [(2, 3)]
-        assert list(spool.batches(WORDS, rest=True)) == [(3, 4)]
+        assert list(map(span, spool.batches(WORDS))) == [(2, 3)]
+        assert list(map(span, spool.batches(WORDS, rest=True))) == [(3, 4)]
     assert not any(tmp_path.iterdir())
