@@ -1,6 +1,5 @@
 """Faces on disk: written in the order in which they are finished, read in the order of their numbers."""
 
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -54,7 +53,7 @@ class Spool:
         self._written = self._given = 1
 
     def __enter__(self) -> Self:
-        self._file = self._path.open("wb", buffering=0)
+        self._file = self._path.open("wb")
         return self
 
     def __exit__(
@@ -75,17 +74,16 @@ class Spool:
         if not len(rings.faces):
             return
         with self._lock:
-            place = self._size
-            self._size += len(rings.words)
-        try:
-            _write_at(self._file.fileno(), rings.words.data.cast("B"), place * rings.words.itemsize)
-        except OSError as error:
-            raise DiskError(f"can't write {self._path}: {error.strerror}", "make room and run it again") from error
-        with self._lock:
+            try:
+                self._file.write(rings.words.data)
+                self._file.flush()
+            except OSError as error:
+                raise DiskError(f"can't write {self._path}: {error.strerror}", "make room and run it again") from error
             self._make_room(int(rings.faces[-1]) + 1)
             places = rings.faces - self._first
-            self._offsets[places] = rings.offsets[:-1] + place
+            self._offsets[places] = rings.offsets[:-1] + self._size
             self._sizes[places] = np.diff(rings.offsets)
+            self._size += len(rings.words)
 
     def _make_room(self, stop: int) -> None:
         """Make room for faces before ``stop``, and let go of those that were given."""
@@ -123,12 +121,6 @@ class Spool:
         words = np.memmap(self._path, np.int32, mode="r", shape=(int((run.offsets + run.sizes).max()),))
         records = _gather(np.asarray(words), run.offsets, gathered)
         return Rings(np.arange(run.first, run.first + len(run.sizes), dtype=np.int32), gathered, records)
-
-
-def _write_at(descriptor: int, octets: memoryview, place: int) -> None:
-    while octets:
-        count = os.pwrite(descriptor, octets, place)
-        octets, place = octets[count:], place + count
 
 
 @kernel
