@@ -150,10 +150,13 @@ class _Strips(WorkerPlugin):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def map_strip(self, index: int) -> int:
-        """Put a strip into the store and give the number of its chips."""
+        """Put a strip into the store, if it is not there, and give the number of chips computed."""
         with self.turn:
             torch.set_num_threads(self.threads)
             store = StripStore(self.folder, self.job)
+            if store.has(index):
+                # A worker was lost before its answer was fetched, but not the strip.
+                return 0
             tries = store.count_try(index)
             if tries > TRIES:
                 raise MemoryLimitError(f"strip {index} ended its worker {TRIES} times", MORE_MEMORY)

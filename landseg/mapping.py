@@ -189,6 +189,10 @@ class StripStore:
         finally:
             draft.unlink(missing_ok=True)
 
+    def has(self, index: int) -> bool:
+        """Whether a strip is there; since `finished` was asked, no damaged one is."""
+        return self._path(index).exists()
+
     def count_try(self, index: int) -> int:
         """Note that a strip is about to be computed, and count how often it was since `finished` was asked."""
         with writing(self.folder), (self.folder / f"{index:06}.tries").open("ab") as file:

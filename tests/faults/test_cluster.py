@@ -129,6 +129,31 @@ def test_a_strip_that_ends_every_worker_is_given_up_and_the_rest_is_kept(
     assert "000002" not in kept
 
 
+class DeathAfterStrip(WorkerPlugin):
+    """Makes every worker die that has put strip 1 into the store, before it can say so."""
+
+    name = "death after strip"
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002
+        map_strip = Mapper.map_strip
+
+        def deadly(mapper: Mapper, index: int, *rest: object) -> None:
+            map_strip(mapper, index, *rest)
+            if index == 1:
+                os._exit(1)
+
+        Mapper.map_strip = deadly  # type: ignore[method-assign]
+
+
+def test_a_finished_strip_is_not_computed_again_when_its_worker_s_answer_is_lost(
+    plan: Plan, expected: bytes, cluster: LocalCluster
+) -> None:
+    with Client(cluster) as client:
+        client.register_plugin(DeathAfterStrip())
+    result = execute(planned(plan, scheduler=cluster.scheduler_address))
+    assert result.outputs.raster.read_bytes() == expected
+
+
 def test_a_worker_s_error_reaches_the_user(plan: Plan, cluster: LocalCluster) -> None:
     doomed = planned(plan, scheduler=cluster.scheduler_address)
     Path(plan.info.path).write_bytes(Path(plan.info.path).read_bytes()[:200_000])
