@@ -12,14 +12,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyproj
-import shapely
+from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 GEOMETRY = "geometry"
 BBOX = pa.struct([(side, pa.float64()) for side in ("xmin", "ymin", "xmax", "ymax")])
+BBOX_PATHS = [f"bbox.{side.name}" for side in BBOX]
 
 
-def write_geoparquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], crs: CRS) -> None:
+def write_geoparquet(
+    path: Path, schema: pa.Schema, batches: Iterable[tuple[pa.RecordBatch, NDArray[np.float64]]], crs: CRS
+) -> None:
     """Write record batches as row groups.
 
     Parameters
@@ -29,7 +32,7 @@ def write_geoparquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordB
     schema
         Of the batches; its column ``geometry`` holds polygons in well-known binary, outer rings counter-clockwise.
     batches
-        In the order of the file.
+        In the order of the file, each of N polygons with their bounds, (N, 4): left, bottom, right, top in ``crs``.
     crs
         Coordinate reference system of the polygons.
 
@@ -38,10 +41,12 @@ def write_geoparquet(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordB
     OSError
         If it can't be written.
     """
-    with pq.ParquetWriter(path, schema.append(pa.field("bbox", BBOX)), compression="zstd") as writer:
+    # A dictionary or statistics of polygons would help no reader, and a large polygon is held in memory for each.
+    other = [name for name in schema.names if name != GEOMETRY]
+    options = {"compression": "zstd", "use_dictionary": other, "write_statistics": [*other, *BBOX_PATHS]}
+    with pq.ParquetWriter(path, schema.append(pa.field("bbox", BBOX)), **options) as writer:
         lows, highs = [np.full(2, np.inf)], [np.full(2, -np.inf)]
-        for batch in batches:
-            bounds = shapely.bounds(shapely.from_wkb(batch.column(GEOMETRY).to_numpy(zero_copy_only=False)))
+        for batch, bounds in batches:
             lows.append(bounds[:, :2].min(axis=0, initial=np.inf))
             highs.append(bounds[:, 2:].max(axis=0, initial=-np.inf))
             boxes = pa.StructArray.from_arrays([pa.array(side) for side in bounds.T], fields=list(BBOX))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyogrio
+from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
 from rasterio.crs import CRS
 
@@ -124,7 +125,7 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
     stream = _Stream(map(count.passed, batches), legend, SHAPEFILE_NAMES if driver == "ESRI Shapefile" else {})
     try:
         if driver == "GeoParquet":
-            write_geoparquet(path, stream.schema, stream, crs)
+            write_geoparquet(path, stream.schema, stream.with_bounds(), crs)
         else:
             _write_by_gdal(path, driver, stream, crs)
         areas = count.areas()
@@ -181,6 +182,7 @@ class _Stream:
     """Batches of polygons as Arrow's record batches, geometries in well-known binary.
 
     Arrow's readers turn whatever a source of theirs raises into an error of their own; what was raised first is kept.
+    Nothing here holds on to a batch: a single polygon may be as large as a map.
     """
 
     def __init__(self, batches: Iterable[Polygons], legend: Legend, names: Mapping[str, str]) -> None:
@@ -193,11 +195,18 @@ class _Stream:
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
         try:
-            # Nothing here holds on to a batch: a single polygon may be as large as a map.
             yield from map(self._record_batch, self.batches)
         except BaseException as error:
             self.raised = error
             raise
+
+    def with_bounds(self) -> Iterator[tuple[pa.RecordBatch, NDArray[np.float64]]]:
+        """Give record batches with their polygons' bounds, (N, 4)."""
+
+        def both(polygons: Polygons) -> tuple[pa.RecordBatch, NDArray[np.float64]]:
+            return self._record_batch(polygons), polygons.bounds
+
+        return map(both, self.batches)
 
     def _record_batch(self, polygons: Polygons) -> pa.RecordBatch:
         columns = [

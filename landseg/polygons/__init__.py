@@ -90,6 +90,12 @@ class Polygons:
             polygons: NDArray[np.object_] = shapely.from_ragged_array(GeometryType.POLYGON, self.xy, rings)
         return polygons
 
+    @property
+    def bounds(self) -> NDArray[np.float64]:
+        """(N, 4): left, bottom, right and top in the CRS."""
+        firsts = self.ring_offsets[self.polygon_offsets[:-1]]
+        return np.hstack([np.minimum.reduceat(self.xy, firsts), np.maximum.reduceat(self.xy, firsts)])
+
     def to_wkb(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Give well-known binary: octets, and where each polygon's begin, (N + 1,) int64."""
         return to_wkb(self.xy, self.ring_offsets, self.polygon_offsets)

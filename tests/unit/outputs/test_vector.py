@@ -227,7 +227,11 @@ def test_geoparquet_can_be_read_by_place(tmp_path: Path) -> None:
 
     assert found["class_id"].tolist() == [3]
     assert found.crs == UTM.to_wkt()
-    geo = json.loads(pq.read_metadata(tmp_path / "map.parquet").metadata[b"geo"])
+    metadata = pq.read_metadata(tmp_path / "map.parquet")
+    groups = [metadata.row_group(index).to_dict()["columns"] for index in range(metadata.num_row_groups)]
+    lefts = [{column["path_in_schema"]: column for column in group}["bbox.xmin"]["statistics"] for group in groups]
+    assert [(left["min"], left["max"]) for left in lefts] == [(500_000 + k, 500_010 + k) for k in (0, 20, 40)]
+    geo = json.loads(metadata.metadata[b"geo"])
     assert geo["version"] == "1.1.0"
     assert geo["columns"]["geometry"]["bbox"] == [500_000, 2_700_000, 500_060, 2_700_010]
 
