@@ -25,6 +25,7 @@ from landseg.errors import (
 from landseg.logs import log_to_stderr
 
 if TYPE_CHECKING:
+    from landseg.config import RunConfig
     from landseg.run import Plan
 
 app = typer.Typer(
@@ -47,6 +48,18 @@ MinArea = Annotated[str | None, typer.Option(help="merge smaller polygons: 50m2,
 Simplify = Annotated[str | None, typer.Option(help="straighten outlines by at most so much: 1.5m; not")]
 Overwrite = Annotated[bool | None, typer.Option("--overwrite", help="replace existing outputs")]
 Model = Annotated[str | None, typer.Option(help="name of a shipped model, or a bundle's folder")]
+Config = Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")]
+Bands = Annotated[str | None, typer.Option(help="band numbers in the model's order, such as 3,2,1")]
+Overlap = Annotated[float | None, typer.Option(help="part of a chip that neighbours share; 0.25")]
+Views = Annotated[int | None, typer.Option(help="average over so many symmetries of each chip: 1, 2, 4 or 8; 1")]
+Device = Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the network runs; auto")]
+Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="what it computes in; auto")]
+Batch = Annotated[int | None, typer.Option(help="chips per forward pass; by device")]
+NodataPolicy = Annotated[
+    Literal["all", "any"] | None, typer.Option(help="a pixel is invalid when all, or any, bands are nodata; all")
+]
+ForceGsd = Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")]
+AssumeCrs = Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")]
 Labels = Annotated[Path, typer.Option(help="reference classes on the same ground: a raster, or polygons")]
 ClassColumn = Annotated[str, typer.Option(help="column of polygons that holds names of classes, or codes")]
 Layer = Annotated[str | None, typer.Option(help="layer of the polygons, where a file has several")]
@@ -84,24 +97,20 @@ def run(
         ),
     ],
     model: Model = None,
-    config: Annotated[Path | None, typer.Option(help="YAML file of options; those given here come first")] = None,
-    bands: Annotated[str | None, typer.Option(help="band numbers in the model's order, such as 3,2,1")] = None,
-    overlap: Annotated[float | None, typer.Option(help="part of a chip that neighbours share; 0.25")] = None,
-    views: Annotated[
-        int | None, typer.Option(help="average over so many symmetries of each chip: 1, 2, 4 or 8; 1")
-    ] = None,
-    device: Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the network runs; auto")] = None,
-    precision: Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="what it computes in; auto")] = None,
-    batch: Annotated[int | None, typer.Option(help="chips per forward pass; by device")] = None,
-    nodata_policy: Annotated[
-        Literal["all", "any"] | None, typer.Option(help="a pixel is invalid when all, or any, bands are nodata; all")
-    ] = None,
+    config: Config = None,
+    bands: Bands = None,
+    overlap: Overlap = None,
+    views: Views = None,
+    device: Device = None,
+    precision: Precision = None,
+    batch: Batch = None,
+    nodata_policy: NodataPolicy = None,
     on_error: Annotated[
         Literal["fail", "nodata"] | None,
         typer.Option(help="pixels that can't be read stop the run, or are nodata; fail"),
     ] = None,
-    force_gsd: Annotated[bool | None, typer.Option("--force-gsd", help="take pixels as they are")] = None,
-    assume_crs: Annotated[str | None, typer.Option(help="CRS of a scene that names none, as EPSG:n")] = None,
+    force_gsd: ForceGsd = None,
+    assume_crs: AssumeCrs = None,
     workers: Annotated[int | None, typer.Option(help="processes that share the work; 1")] = None,
     scheduler: Annotated[str | None, typer.Option(help="Dask scheduler to use the workers of: tcp://host:8786")] = None,
     max_memory: Annotated[str | None, typer.Option(help="main memory to keep to: 2GB; half of what is free")] = None,
@@ -121,12 +130,11 @@ def run(
 ) -> None:
     """Map the land use of a scene."""
     from landseg import terminal
-    from landseg.config import RunConfig, load_config, override
     from landseg.run import build_plan, check, execute
 
     given = {
         "model": model,
-        "bands": None if bands is None else _band_numbers(bands),
+        "bands": _band_numbers(bands),
         "overlap": overlap,
         "views": views,
         "device": device,
@@ -146,7 +154,7 @@ def run(
         "work_folder": work_folder,
         "overwrite": overwrite,
     }
-    plan = build_plan(scene, out, override(RunConfig() if config is None else load_config(config, RunConfig), given))
+    plan = build_plan(scene, out, _run_config(config, given))
     try:
         check(plan)
     except OutputExistsError:
@@ -165,6 +173,13 @@ def run(
         terminal.print_areas(result.areas)
         for place in result.outputs.places:
             typer.echo(place)
+
+
+def _run_config(path: Path | None, given: dict[str, Any]) -> "RunConfig":
+    """Put what was given on the command line over the options in a file, if there is one."""
+    from landseg.config import RunConfig, load_config, override
+
+    return override(RunConfig() if path is None else load_config(path, RunConfig), given)
 
 
 def _show_plan(plan: "Plan", *, as_json: bool) -> None:
@@ -252,7 +267,9 @@ def _min_areas(text: str | None) -> dict[str, Any]:
     return {"min_area": general, "min_area_of_class": of_class or None}
 
 
-def _band_numbers(text: str) -> tuple[int, ...]:
+def _band_numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -303,21 +320,43 @@ def evaluate(
     label_values: LabelValues = None,
     class_column: ClassColumn = "class_name",
     layer: Layer = None,
+    config: Config = None,
+    bands: Bands = None,
+    overlap: Overlap = None,
+    views: Views = None,
+    device: Device = None,
+    precision: Precision = None,
+    batch: Batch = None,
+    nodata_policy: NodataPolicy = None,
+    force_gsd: ForceGsd = None,
+    assume_crs: AssumeCrs = None,
     figure: Annotated[Path | None, typer.Option(help="PNG to draw confusion and reliability into")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing figure")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a model's map of a scene with reference labels."""
+    """Compare a model's map of a scene, made as `run` makes it, with reference labels."""
     _need_training_packages()
     from landseg import terminal
-    from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+    from landseg.model.bundle import read_bundle
     from landseg.outputs.drafts import check_writable
     from landseg.train import trial
     from landseg.train.figures import draw_scores
 
-    name = model or DEFAULT_MODEL
-    legend = read_bundle(name).card.legend
+    given = {
+        "model": model,
+        "bands": _band_numbers(bands),
+        "overlap": overlap,
+        "views": views,
+        "device": device,
+        "precision": precision,
+        "batch": batch,
+        "nodata_policy": nodata_policy,
+        "force_gsd": force_gsd,
+        "assume_crs": assume_crs,
+    }
+    options = _run_config(config, given)
+    legend = read_bundle(options.model).card.legend
     values = _label_values(label_values, legend.names)
     if figure is not None:
         if figure.suffix.lower() != ".png":
@@ -325,7 +364,7 @@ def evaluate(
         check_writable(figure, [figure], overwrite=overwrite)
     with terminal.show_progress(quiet) as on_progress:
         scores = trial.evaluate(
-            name, scene, labels, values, on_progress=on_progress, class_column=class_column, layer=layer
+            options.model, scene, labels, values, options, on_progress, class_column=class_column, layer=layer
         )
     if figure is not None:
         draw_scores(scores, legend, figure)
@@ -397,6 +436,12 @@ def calibrate_model(
     label_values: LabelValues = None,
     class_column: ClassColumn = "class_name",
     layer: Layer = None,
+    config: Config = None,
+    bands: Bands = None,
+    views: Views = None,
+    device: Device = None,
+    force_gsd: ForceGsd = None,
+    assume_crs: AssumeCrs = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -406,6 +451,13 @@ def calibrate_model(
     from landseg.model.bundle import read_bundle
     from landseg.train import trial
 
+    given = {
+        "bands": _band_numbers(bands),
+        "views": views,
+        "device": device,
+        "force_gsd": force_gsd,
+        "assume_crs": assume_crs,
+    }
     values = _label_values(label_values, read_bundle(model).card.legend.names)
     with terminal.show_progress(quiet) as on_progress:
         bundle = trial.calibrate(
@@ -414,6 +466,7 @@ def calibrate_model(
             labels,
             out,
             values,
+            _run_config(config, given),
             class_column=class_column,
             layer=layer,
             overwrite=overwrite,

@@ -68,6 +68,7 @@ def calibrate(
     labels: Path,
     out: Path,
     label_values: Mapping[int | str, str] | None = None,
+    config: RunConfig | None = None,
     *,
     class_column: str = CLASS_COLUMN,
     layer: str | None = None,
@@ -84,7 +85,7 @@ def calibrate(
 
     Parameters
     ----------
-    model, scene, labels, label_values, class_column, layer
+    model, scene, labels, label_values, config, class_column, layer
         See `evaluate`. The model must not have been trained on the scene.
     out
         Folder of the bundle to write; its name is the model's. It may be the model's own.
@@ -101,7 +102,7 @@ def calibrate(
     check_replaceable(out, overwrite=overwrite)
     bundle = read_bundle(model)
     untempered = replace(bundle, card=replace(bundle.card, temperature=1.0))
-    plan = replace(_plan(model, scene, None), bundle=untempered)
+    plan = replace(_plan(model, scene, config), bundle=untempered)
     codes = label_codes(label_values, bundle.card.legend)
     read = open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
     temperature = round(fit_temperature(_labelled_chips(plan, read, on_progress)), 4)

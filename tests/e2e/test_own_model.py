@@ -182,6 +182,39 @@ def test_evaluate_on_polygons(landseg: Landseg, corner: Pair, small_bundle: Path
     assert "no column 'class_name'" in outcome.err
 
 
+def test_evaluate_and_calibrate_read_a_scene_as_run_does(
+    landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path
+) -> None:
+    odd = tmp_path / "odd.tif"
+    with rasterio.open(corner.scene) as source:
+        crs = source.crs.to_string()
+        with rasterio.open(odd, "w", **source.profile | {"crs": None, "photometric": None}) as file:
+            file.write(source.read()[::-1])
+    options = tmp_path / "options.yaml"
+    options.write_text(f"{{model: {small_bundle}, bands: [3, 2, 1], assume_crs: '{crs}'}}")
+    where = ("--labels", corner.labels, "--quiet")
+    outcome = landseg("evaluate", "--model", small_bundle, "--scene", corner.scene, *where, "--json")
+    expected = json.loads(outcome.out)["confusion"]
+
+    assert landseg("evaluate", "--model", small_bundle, "--scene", odd, *where).code == 3
+    spelt = ("--model", small_bundle, "--bands", "3,2,1", "--assume-crs", crs)
+    for given in (spelt, ("--config", options)):
+        outcome = landseg("evaluate", "--scene", odd, *where, "--json", *given)
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["confusion"] == expected
+    outcome = landseg("evaluate", "--scene", odd, *where, "--json", *spelt, "--views", "8")
+    assert json.loads(outcome.out)["confusion"] != expected
+
+    temperatures = []
+    for name, scene, given in (("plain", corner.scene, ()), ("odd", odd, ("--config", options))):
+        outcome = landseg(
+            "models", "calibrate", small_bundle, "--scene", scene, *where, "--out", tmp_path / name, *given
+        )
+        assert outcome.code == 0, outcome.err
+        temperatures.append(read_bundle(str(tmp_path / name)).card.temperature)
+    assert temperatures[0] == temperatures[1]
+
+
 def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
     far = tmp_path / "far.tif"
     with rasterio.open(corner.labels) as source:
