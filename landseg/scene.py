@@ -3,15 +3,18 @@
 import logging
 import math
 import os
+import re
 import threading
 import urllib.request
 import warnings
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
@@ -48,6 +51,9 @@ GSD_TOLERANCE = 0.1
 
 GSD_LIMIT = 8.0
 """How many times off the model's ground sampling distance a scene may be before it is refused."""
+
+# GDAL's name of a part of a file, such as GPKG:city.gpkg:ortho; C:/city.tif is none.
+_SUBDATASET = re.compile(r"\w{2,}:")
 
 CELL_PX = 32
 """Side of what is given up as a whole where a scene is damaged."""
@@ -113,6 +119,8 @@ class SceneInfo:
         Lower-case name of each band, from its description, else from its colour interpretation, else empty.
     validity
         What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none``.
+    alpha
+        Number of the band that says it, where it is one.
     stamp
         Changes when the file does: a local file's size and time of change, or what an HTTP server says of them; empty
         where nothing is known.
@@ -123,6 +131,7 @@ class SceneInfo:
     dtype: str
     band_names: tuple[str, ...]
     validity: Literal["alpha", "mask", "nodata", "none"]
+    alpha: int | None = None
     stamp: tuple[int | str, ...] = ()
 
     @property
@@ -197,7 +206,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     CrsError
         If it has no usable CRS, or the one to assume is none.
     """
-    if not is_remote(path) and not Path(path).exists():
+    if not is_remote(path) and not Path(path).exists() and not _SUBDATASET.match(path):
         raise SceneError(f"there is no scene {path}")
     try:
         with rasterio.Env(**GDAL_OPTIONS), rasterio.open(path) as source:
@@ -208,25 +217,34 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                     f"name one of its {len(parts)} subdatasets, such as {parts[0]}" if parts else None,
                 )
             dtypes = set(source.dtypes)
-            if any(np.dtype(t).kind == "c" for t in dtypes):
+            # GDAL knows complex types that NumPy does not.
+            if any(t.startswith("complex") for t in dtypes):
                 raise SceneError(f"{path} holds complex numbers", "give an intensity image")
+            crs = _crs_of(source, path, assume_crs)
+            if source.transform.is_identity:
+                raise CrsError(
+                    f"{path} does not say where on the ground it lies",
+                    "georeference it in QGIS first, or by gdal_translate -a_ullr",
+                )
+            validity = _validity(source)
             return SceneInfo(
                 path=path,
-                grid=Grid(source.shape, source.transform, _crs_of(source, path, assume_crs)),
+                grid=Grid(source.shape, source.transform, crs),
                 dtype=str(np.result_type(*dtypes)),
                 band_names=_band_names(source),
-                validity=_validity(source),
-                stamp=_stamp(path),
+                validity=validity,
+                alpha=_alpha_band(source) if validity == "alpha" else None,
+                stamp=_stamp(path, source.files),
             )
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
         raise SceneError(f"can't read {path} as a raster", detail or None) from error
 
 
-def _stamp(path: str) -> tuple[int | str, ...]:
-    """Say what changes when the file does."""
+def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
+    """Say what changes when the scene does, which consists of ``files``, the main one first."""
     if path.startswith(("http://", "https://")):
-        request = urllib.request.Request(path, method="HEAD")  # noqa: S310 (the scheme was looked at)
+        request = _head_request(path)
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
                 headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
@@ -247,10 +265,22 @@ def _stamp(path: str) -> tuple[int | str, ...]:
             log.warning("whether %s changes can't be seen: %s", path, error)
             return ()
         return () if file.size is None else (file.size, file.mtime_ns)
-    if is_remote(path):
+    # A subdataset's name is not its file's.
+    file = path if Path(path).exists() else next(iter(files), path)
+    if is_remote(file) or not Path(file).exists():
         return ()
-    status = Path(path).stat()
+    status = Path(file).stat()
     return status.st_size, status.st_mtime_ns
+
+
+def _head_request(url: str) -> urllib.request.Request:
+    """Ask for the headers of a URL; as GDAL does, send what it has of user and password as such."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(parts._replace(netloc=host).geturl(), method="HEAD")  # noqa: S310 (http or https)
+    if user:
+        request.add_header("Authorization", f"Basic {b64encode(unquote(user).encode()).decode()}")
+    return request
 
 
 def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
@@ -298,7 +328,15 @@ def _validity(source: Any) -> Literal["alpha", "mask", "nodata", "none"]:
         return "alpha"
     if MaskFlags.per_dataset in flags:
         return "mask"
-    return "nodata" if MaskFlags.nodata in flags else "none"
+    if MaskFlags.nodata in flags:
+        return "nodata"
+    # GDAL heeds an alpha band in rasters of two or four bands alone, of uint8 or uint16.
+    return "none" if _alpha_band(source) is None else "alpha"
+
+
+def _alpha_band(source: Any) -> int | None:
+    alphas = [band for band, colour in enumerate(source.colorinterp, start=1) if colour == ColorInterp.alpha]
+    return alphas[-1] if alphas else None
 
 
 def match_bands(info: SceneInfo, wanted: Sequence[str], explicit: Sequence[int] | None) -> tuple[int, ...]:
@@ -442,7 +480,9 @@ class RasterScene:
         self.bands = list(bands)
         self._grid = grid
         self._combine = np.any if nodata_policy == "all" else np.all
-        self._resampling = Resampling[resampling]
+        self._warping = None if grid == info.grid else _warp_options(info, grid, Resampling[resampling])
+        # GDAL's own masks miss an alpha band that is not one of two or four.
+        self._mask_band = len(info.band_names) + 1 if self._warping and "add_alpha" in self._warping else info.alpha
         self._local = threading.local()
         self._opened: list[Any] = []
 
@@ -472,7 +512,10 @@ class RasterScene:
                 ) from error
 
     def _valid(self, source: Any, data: NDArray[Any], window: Window) -> NDArray[np.bool_]:
-        if self.info.validity == "none" and source is self._local.raster:
+        valid: NDArray[np.bool_]
+        if self._mask_band is not None:
+            valid = source.read(self._mask_band, window=window) > 0
+        elif self.info.validity == "none" and self._warping is None:
             valid = np.ones(data.shape[1:], dtype=np.bool_)
         else:
             valid = self._combine(source.read_masks(self.bands, window=window) > 0, axis=0)
@@ -483,36 +526,49 @@ class RasterScene:
     def _handle(self) -> Any:
         """Give this thread's own dataset on the working grid."""
         if not hasattr(self._local, "source"):
-            raster = rasterio.open(self.info.path)
-            self._local.raster = self._local.source = raster
-            self._opened.append(raster)
-            if self._grid != self.info.grid:
-                self._local.source = WarpedVRT(raster, **self._warp_options())
-                self._opened.append(self._local.source)
+            source = rasterio.open(self.info.path)
+            self._opened.append(source)
+            if self._warping is not None:
+                source = WarpedVRT(source, **self._warping)
+                self._opened.append(source)
+            self._local.source = source
         return self._local.source
-
-    def _warp_options(self) -> dict[str, Any]:
-        rows, cols = self._grid.shape
-        options: dict[str, Any] = {
-            "crs": self._grid.crs,
-            "src_crs": self.info.grid.crs,
-            "transform": self._grid.transform,
-            "height": rows,
-            "width": cols,
-            # GDAL widens the kernel when pixels grow, so that nothing aliases.
-            "resampling": self._resampling,
-        }
-        if self.info.validity == "none" and self.info.is_float:
-            options["src_nodata"] = math.nan
-        elif self.info.validity in ("none", "mask"):
-            # Without an alpha band the warper forgets the source's mask and fills what lies beyond it with 0.
-            options["add_alpha"] = True
-        return options
 
     def close(self) -> None:
         """Close every thread's dataset."""
         while self._opened:
             self._opened.pop().close()
+
+
+def _warp_options(info: SceneInfo, grid: Grid, resampling: Resampling) -> dict[str, Any]:
+    """Say in rasterio's words how a scene comes to lie on another grid."""
+    rows, cols = grid.shape
+    options: dict[str, Any] = {
+        "crs": grid.crs,
+        "src_crs": _unbroken(info.grid),
+        "transform": grid.transform,
+        "height": rows,
+        "width": cols,
+        # GDAL widens the kernel when pixels grow, so that nothing aliases.
+        "resampling": resampling,
+    }
+    if info.alpha is not None:
+        options |= {"src_alpha": info.alpha, "dst_alpha": info.alpha}
+    elif info.validity == "none" and info.is_float:
+        options["src_nodata"] = math.nan
+    elif info.validity in ("none", "mask"):
+        # Without an alpha band the warper forgets the source's mask and fills what lies beyond it with 0.
+        options["add_alpha"] = True
+    return options
+
+
+def _unbroken(grid: Grid) -> CRS:
+    """Give a grid's CRS, whose longitudes go on past the 180th meridian where the grid does."""
+    rows, cols = grid.shape
+    lons = [(grid.transform @ corner)[0] for corner in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
+    if not grid.crs.is_geographic or (min(lons) >= -180 and max(lons) <= 180):
+        return grid.crs
+    return CRS.from_string(f"{grid.crs.to_proj4()} +lon_wrap={sum(lons) / 4}")
 
 
 class SalvagedScene:
@@ -599,6 +655,8 @@ def read_overview(
             overview: np.ma.MaskedArray[Any, Any] = source.read(
                 list(bands), out_shape=(len(bands), *shape), resampling=resampling, masked=True
             )
+            if info.alpha is not None:
+                overview[:, source.read(info.alpha, out_shape=shape) == 0] = np.ma.masked
             return overview
     except RasterioError as error:
         raise SceneError(f"can't read {info.path}: the file is damaged or out of reach", str(error)) from error

@@ -17,10 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
+from rasterio.errors import WarpOptionsError
 from rasterio.windows import Window
 
+import landseg.scene
+from landseg.errors import SceneError
 from landseg.grid import Grid
-from landseg.scene import Pixels, RasterScene, SceneReader, describe_scene
+from landseg.scene import Pixels, RasterScene, SceneReader, describe_scene, read_overview, working_grid
 from tests.conftest import UTM40, SceneMaker
 from tests.laws.test_mosaic import ArrayScene
 
@@ -113,6 +116,27 @@ def with_alpha(make: SceneMaker) -> Path:
     return make(np.concatenate([truth("uint8"), alpha[None]]), colours=colours)
 
 
+def with_alpha_of_a_fifth_band(make: SceneMaker) -> Path:
+    alpha = np.where(half_valid(), 255, 0).astype(np.uint8)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.undefined, ColorInterp.alpha)
+    return make(np.concatenate([truth("uint8"), truth("uint8")[:1], alpha[None]]), colours=colours)
+
+
+def with_alpha_between_bands_of_int16(make: SceneMaker) -> Path:
+    alpha = np.where(half_valid(), 255, 0).astype(np.int16)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha, ColorInterp.undefined)
+    return make(np.concatenate([truth("int16"), alpha[None], truth("int16")[:1]]), colours=colours)
+
+
+def with_mask_of_four_bands(make: SceneMaker) -> Path:
+    data = np.concatenate([truth("uint16"), truth("uint16")[:1]])
+    return make(data, colours=None, photometric="minisblack", valid=half_valid())
+
+
+def with_mask_of_int16(make: SceneMaker) -> Path:
+    return make(truth("int16"), valid=half_valid())
+
+
 def with_nan(make: SceneMaker) -> Path:
     data = truth("float32")
     data[1, ~half_valid()] = np.nan
@@ -125,7 +149,17 @@ def with_nan_nodata(make: SceneMaker) -> Path:
     return make(data, nodata=np.nan)
 
 
-VALIDITY: list[Callable[[SceneMaker], Path]] = [with_nodata, with_mask, with_alpha, with_nan, with_nan_nodata]
+VALIDITY: list[Callable[[SceneMaker], Path]] = [
+    with_nodata,
+    with_mask,
+    with_mask_of_four_bands,
+    with_mask_of_int16,
+    with_alpha,
+    with_alpha_of_a_fifth_band,
+    with_alpha_between_bands_of_int16,
+    with_nan,
+    with_nan_nodata,
+]
 
 
 @pytest.mark.parametrize("make", VALIDITY)
@@ -143,6 +177,60 @@ def test_validity_survives_resampling(make_scene: SceneMaker, make: Callable[[Sc
     # A bilinear kernel reaches one pixel across the border.
     assert not valid[:, :78].any()
     assert valid[:, 82:].all()
+
+
+@pytest.mark.parametrize("make", VALIDITY)
+def test_an_overview_leaves_out_what_is_invalid(make_scene: SceneMaker, make: Callable[[SceneMaker], Path]) -> None:
+    overview = read_overview(describe_scene(str(make(make_scene))), (1, 2, 3), 1000)
+    invalid = np.ma.getmaskarray(np.ma.masked_invalid(overview)).any(axis=0)
+    assert (invalid == ~half_valid()).all()
+
+
+def test_bands_stay_what_they_are_beside_an_alpha_band(make_scene: SceneMaker) -> None:
+    info = describe_scene(str(with_alpha_between_bands_of_int16(make_scene)))
+    with RasterScene(info, (1, 2, 3, 5), info.grid.resampled((0.5, 0.5)), resampling="nearest") as scene:
+        data = everything(scene).data[:, ::2, 80::2]
+    assert (data[:3] == truth("int16")[:, :, 40:]).all()
+    assert (data[3] == truth("int16")[0, :, 40:]).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint32", "float32"])
+@pytest.mark.parametrize("bands", [3, 4])
+def test_what_lies_beyond_a_scene_in_degrees_is_invalid(make_scene: SceneMaker, dtype: str, bands: int) -> None:
+    data = np.ones((bands, 200, 200), dtype)
+    transform = Affine(1e-5, 0, 55.3, 0, -1e-5, 25.2)
+    path = make_scene(data, colours=None, photometric="minisblack", crs=CRS.from_epsg(4326), transform=transform)
+    info = describe_scene(str(path))
+    with RasterScene(info, range(1, bands + 1), working_grid(info, 1.0)) as scene:
+        pixels = everything(scene)
+    assert 0.9 < pixels.valid.mean() < 0.99
+    assert (pixels.data[:, pixels.valid] == 1).all()
+
+
+@pytest.mark.parametrize("left", [179.9996, -180.0005, 359.9995])
+def test_a_scene_across_the_end_of_the_longitudes_is_read_whole(make_scene: SceneMaker, left: float) -> None:
+    transform = Affine(1e-5, 0, left, 0, -1e-5, -17.0)
+    info = describe_scene(str(make_scene(truth("uint8").clip(1), crs=CRS.from_epsg(4326), transform=transform)))
+    with RasterScene(info, (1, 2, 3), working_grid(info, 1.0)) as scene:
+        valid = everything(scene).valid
+    assert valid.mean() > 0.9
+    assert valid[valid.shape[0] // 2, [2, -3]].all()
+
+
+def test_a_scene_that_can_t_be_resampled_is_not_read_as_it_is(
+    make_scene: SceneMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise WarpOptionsError
+
+    info = describe_scene(str(make_scene(truth("uint8"))))
+    with RasterScene(info, (1, 2, 3), info.grid.resampled((0.5, 0.5))) as scene:
+        monkeypatch.setattr(landseg.scene, "WarpedVRT", refuse)
+        for _ in range(2):
+            with pytest.raises(SceneError, match="can't be read"):
+                everything(scene)
+        monkeypatch.undo()
+        assert everything(scene).data.shape == (3, 2 * ROWS, 2 * COLS)
 
 
 def test_the_policy_decides_where_some_bands_are_nodata(make_scene: SceneMaker) -> None:

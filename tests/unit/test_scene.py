@@ -53,6 +53,15 @@ class TestDescribe:
         with pytest.raises(SceneError, match="as a raster"):
             describe_scene(str(tmp_path / "notes.tif"))
 
+    def test_a_raster_that_lies_nowhere(self, make_scene: SceneMaker) -> None:
+        path = str(make_scene(GREY, crs=None, transform=Affine.identity()))
+        with pytest.raises(CrsError, match="does not say where on the ground it lies"):
+            describe_scene(path, "EPSG:32640")
+
+    def test_complex_numbers_that_numpy_does_not_know(self, make_scene: SceneMaker) -> None:
+        with pytest.raises(SceneError, match="complex numbers"):
+            describe_scene(str(make_scene(GREY.astype(np.complex64), dtype="complex_int16")))
+
     def test_a_folder(self, tmp_path: Path) -> None:
         with pytest.raises(SceneError, match="as a raster"):
             describe_scene(str(tmp_path))
@@ -83,7 +92,7 @@ class TestDescribe:
         with pytest.raises(SceneError, match="complex"):
             describe_scene(str(make_scene(GREY.astype(np.complex64))))
 
-    def test_no_bands(self, tmp_path: Path) -> None:
+    def test_of_a_file_of_several_rasters_one_is_named(self, tmp_path: Path) -> None:
         path = tmp_path / "two.gpkg"
         for table in ("a", "b"):
             with rasterio.open(
@@ -93,7 +102,12 @@ class TestDescribe:
                 file.write(np.ones((1, 9, 9), np.uint8))
         with pytest.raises(SceneError, match="no raster bands") as caught:
             describe_scene(str(path))
-        assert "subdatasets" in str(caught.value)
+        assert f"one of its 2 subdatasets, such as GPKG:{path}:a" in str(caught.value)
+        part = describe_scene(f"GPKG:{path}:a")
+        assert part.grid.shape == (9, 9)
+        assert part.stamp[0] == path.stat().st_size
+        with pytest.raises(SceneError, match="as a raster"):
+            describe_scene(f"GPKG:{tmp_path / 'none.gpkg'}:a")
 
 
 class TestMatchBands:
@@ -233,6 +247,7 @@ def test_a_crs_is_assumed_only_where_there_is_none(
 class _Refusing(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.send_response(int(self.path[1:]))
+        self.send_header("ETag", self.headers.get("Authorization", ""))
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -249,6 +264,8 @@ def test_a_server_that_fails_does_not_make_a_scene_another_one() -> None:
             with pytest.raises(SceneError, match="can't be reached") as caught:
                 _stamp(f"{url}/503?sig=secret")
             assert "secret" not in str(caught.value)
+            # As base64 has user:p@ss.
+            assert _stamp(f"http://user:p%40ss@127.0.0.1:{server.server_port}/200") == ("Basic dXNlcjpwQHNz",)
         finally:
             server.shutdown()
             thread.join()
