@@ -45,6 +45,7 @@ from landseg.run import (
     build_plan,
     check,
     check_config,
+    check_places,
     execute,
     memory_budget,
     model_record,
@@ -402,6 +403,8 @@ def _merge(
             return replace(entry, status="current", why="nothing changed", outputs=products)
         if missing:
             due += f"; without {', '.join(missing)}"
+        if outputs.polygons.parent.is_dir():
+            check_places(outputs, [job.scene.href for job in jobs], overwrite=True)
         if dry_run:
             return replace(entry, status="due", why=due)
         with writing(outputs.polygons.parent):

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
+from uuid import uuid4
 
 import dask
 import torch
@@ -133,7 +134,8 @@ class _Strips(WorkerPlugin):
     """What a worker holds of a job. Strips take turns on it: one fills the cores, or the GPU."""
 
     def __init__(self, job: MapJob, network: PSPNet, folder: Path, *, are_ours: bool) -> None:
-        self.name = f"landseg-{job.key}"
+        # The same pixels may be on their way to another place.
+        self.name = f"landseg-{job.key}-{uuid4().hex}"
         self.job = job
         self.network = network
         self.folder = folder
@@ -160,9 +162,6 @@ class _Strips(WorkerPlugin):
             tries = store.count_try(index)
             if tries > TRIES:
                 raise MemoryLimitError(f"strip {index} ended its worker {TRIES} times", MORE_MEMORY)
-            if self.mapper is None:
-                self.mapper = Mapper(self.job, self.network)
-            self.mapper.batch = self.job.batch if tries < TRIES else 1
             counted = 0
 
             def count(_pixels: int, chips: int) -> None:
@@ -170,6 +169,9 @@ class _Strips(WorkerPlugin):
                 counted += chips
 
             try:
+                if self.mapper is None:
+                    self.mapper = Mapper(self.job, self.network)
+                self.mapper.batch = self.job.batch if tries < TRIES else 1
                 self.mapper.map_strip(index, store, count)
             except (MemoryError, MemoryLimitError) as error:
                 if tries < TRIES:
@@ -231,4 +233,6 @@ def _compute(
             # What is under way is worth waiting for, unless the user insists.
             wait(list(running))
             client.unregister_worker_plugin(plugin.name)
-            client.unforward_logging("landseg")
+            # Another run that shares the scheduler may have ended it.
+            with suppress(ValueError):
+                client.unforward_logging("landseg")

@@ -59,6 +59,16 @@ def _measured(units: Mapping[str, float]) -> BeforeValidator:
     return BeforeValidator(read)
 
 
+def _local(value: Any) -> Any:
+    # As a path, s3://maps would be a folder called s3: at hand.
+    if isinstance(value, str) and is_remote(value):
+        raise ValueError("give a path on this machine; storage that is mounted has one")
+    return value
+
+
+ON_DISK = BeforeValidator(_local)
+"""Marks a place that can't be on object storage."""
+
 Area = Annotated[float, _measured(_SQUARE_METRES), Field(ge=0)]
 """Square metres, or text such as 50m2 or 0.25ha."""
 
@@ -162,11 +172,13 @@ class PipelineConfig(MapConfig):
     """
 
     scenes: ScenesConfig
-    out: Path = Field(description="folder of the maps; made if need be")
+    out: Annotated[Path, ON_DISK] = Field(description="folder of the maps; made if need be")
     name: str = Field("{scene}", description="name of a scene's map, of {scene}, {collection}, {date} and {model}")
     format: str = Field(".gpkg", description="suffix of the polygons' format")
     merge: MergeConfig | None = None
-    catalog: Path | None = Field(None, description="a catalog that the maps are added to, under the collection maps")
+    catalog: Annotated[Path | None, ON_DISK] = Field(
+        None, description="a catalog that the maps are added to, under the collection maps"
+    )
     attempts: int = Field(3, ge=1, description="how often a source that can't be reached is asked")
     wait_s: float = Field(30.0, ge=0, description="seconds before the second attempt; twice as many before each next")
     webhook: SecretStr | None = Field(None, description="URL that the report is posted to")
@@ -474,7 +486,7 @@ class TrainConfig(Strict):
     """A training, from imagery and labels to a model bundle."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", description="the bundle's name")
-    out: Path = Field(description="folder that gets the bundle, checkpoints and logs")
+    out: Annotated[Path, ON_DISK] = Field(description="folder that gets the bundle, checkpoints and logs")
     legend: Classes = Field((), min_length=2, description="the classes to tell apart; by default a named set's own")
     start_from: str | None = Field(
         None, description="model to fine-tune; what is left out of bands, gsd_m and chip_px is as it has it"

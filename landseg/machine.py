@@ -27,6 +27,9 @@ def available_bytes() -> int:
     try:
         limit = (CGROUP / "memory.max").read_text().strip()
         used = int((CGROUP / "memory.current").read_text())
+        # What was read of files counts, too, though it goes when there is need of its place.
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        used -= int(statistics["inactive_file"])
     except (OSError, ValueError):
         return free
     return free if limit == "max" else max(0, min(free, int(limit) - used))

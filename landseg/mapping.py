@@ -235,13 +235,14 @@ class Mapper:
     def __init__(self, job: MapJob, network: PSPNet) -> None:
         self.job = job
         self.batch = job.batch
-        card = job.bundle.card
-        self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
-        self.normalise = Normalisation.of(job.ranges, card.mean, card.std, job.device)
         # A GPU leaves the processors to the reading; a network on them does not.
         self.reading_threads = 2 if job.device.type == "cpu" else cores()
-        # One for all strips: torch keeps memory apart by stream.
-        self.copying = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        card = job.bundle.card
+        with telling_memory(job.device):
+            self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
+            self.normalise = Normalisation.of(job.ranges, card.mean, card.std, job.device)
+            # One for all strips: torch keeps memory apart by stream.
+            self.copying = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def answers(self, scene: RasterScene | SalvagedScene, strip: Strip) -> Iterator[tuple[Batch, Tensor]]:
         """Give the chips of a strip in batches with their probabilities, from top to bottom.
@@ -288,20 +289,21 @@ class Mapper:
         """
         job = self.job
         strip = job.strips[index]
-        mosaic = Mosaic(job.tiling, job.bundle.card.legend.class_ids, strip, job.device)
         parts: list[Part] = []
         left = job.pixels(strip)
-        with telling_memory(job.device), self.open_scene() as raster:
-            scene = SalvagedScene(raster) if job.on_error == "nodata" else raster
-            for batch, probabilities in self.answers(scene, strip):
-                parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), batch.chip_row)]
-                for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
-                    mosaic.add(chip, chip_probabilities, valid)
-                pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
-                advance(pixels, len(batch.chips))
-                left -= pixels
-        parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]
-        store.save(index, Part.concatenate(parts), scene.lost if isinstance(scene, SalvagedScene) else set())
+        with telling_memory(job.device):
+            mosaic = Mosaic(job.tiling, job.bundle.card.legend.class_ids, strip, job.device)
+            with self.open_scene() as raster:
+                scene = SalvagedScene(raster) if job.on_error == "nodata" else raster
+                for batch, probabilities in self.answers(scene, strip):
+                    parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), batch.chip_row)]
+                    for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
+                        mosaic.add(chip, chip_probabilities, valid)
+                    pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
+                    advance(pixels, len(batch.chips))
+                    left -= pixels
+            parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]
+            store.save(index, Part.concatenate(parts), scene.lost if isinstance(scene, SalvagedScene) else set())
         advance(left, 0)
 
 

@@ -71,7 +71,7 @@ def polygonize_raster(
     check_format(out)
     files = (*companions(out), out)
     check_writable(out, files, overwrite=overwrite)
-    if out.exists() and out.samefile(raster):
+    if out.exists() and raster.exists() and out.samefile(raster):
         raise UsageError(f"the output {out} is the raster itself", "choose another --out")
     source = read_class_raster(raster, config.assume_crs)
     known = _own_legend(source) if legend is None else _given_legend(source, legend)

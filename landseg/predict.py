@@ -206,18 +206,19 @@ def _turn_back(x: Tensor, view: int) -> Tensor:
 
 @contextmanager
 def telling_memory(device: torch.device) -> Iterator[None]:
-    """Turn torch's finding too little memory on a device, or beside it, into `MemoryLimitError`."""
+    """Turn finding too little memory on a device, or beside it, into `MemoryLimitError`."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if _is_out_of_memory(error):
+            other = "give a smaller --max-memory" if device.type == "cpu" else "use --device cpu"
             raise MemoryLimitError(
-                f"memory on {device} does not suffice", "close other programs, or use --device cpu"
+                f"memory on {device} does not suffice", f"close other programs, or {other}"
             ) from error
         raise
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
     # torch has a type for what its GPU allocator finds; pinned memory, CUDA's libraries and the CPU say it in words.
     words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
-    return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(some in str(error) for some in words)

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -460,16 +460,33 @@ def check(plan: Plan) -> None:
             f"the run takes up to {needed:.2f} GB of memory; {allowed} {given:.2f} GB",
             f"give it --max-memory {math.ceil(1000 * needed)}MB" + (", or a smaller --batch" if plan.batch > 1 else ""),
         )
-    outputs, scene = plan.outputs, Path(plan.info.path)
+    outputs = plan.outputs
     if outputs.storage is not None:
         with writing(outputs.polygons):
             outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
-    check_writable(outputs.polygons, outputs.all, overwrite=True)
-    for product, place in zip(outputs.all, outputs.places, strict=True):
-        if place == plan.info.path or (scene.exists() and product.exists() and product.samefile(scene)):
-            raise UsageError(f"the output {place} is the scene itself", "choose another --out")
+    check_places(outputs, [plan.info.path], overwrite=plan.config.overwrite)
     check_space(outputs.polygons.parent, plan.disk_bytes)
-    _check_existing(outputs, overwrite=plan.config.overwrite)
+
+
+def check_places(outputs: OutputPaths, scenes: Iterable[str], *, overwrite: bool) -> None:
+    """Refuse places that can't be written to, are scenes, or hold what may not be replaced.
+
+    Raises
+    ------
+    UsageError
+        If the output folder is missing, a product exists and overwriting was not asked for, or something else is in its
+        place.
+    DiskError
+        If the output folder can't be written to.
+    """
+    check_writable(outputs.polygons, outputs.all, overwrite=True)
+    existing = [product for product in outputs.all if product.exists()]
+    for scene in scenes:
+        taken = [product for product in existing if Path(scene).exists() and product.samefile(scene)]
+        if scene in outputs.places or taken:
+            place = scene if scene in outputs.places else taken[0]
+            raise UsageError(f"the output {place} is a scene to be mapped", "choose another place for it")
+    _check_existing(outputs, overwrite=overwrite)
 
 
 def _check_existing(outputs: OutputPaths, *, overwrite: bool) -> None:
@@ -534,9 +551,8 @@ def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Resul
     try:
         return _execute(plan, on_progress)
     except KeyboardInterrupt as error:
-        raise RunInterruptedError(
-            "stopped; nothing was written", "the same command goes on from what is finished"
-        ) from error
+        written = "nothing was written" if plan.outputs.storage is None else "some outputs may be in the bucket by now"
+        raise RunInterruptedError(f"stopped; {written}", "the same command goes on from what is finished") from error
 
 
 def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:

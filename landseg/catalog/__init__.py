@@ -177,16 +177,30 @@ def _times(item: pystac.Item) -> list[datetime | None]:
 
 def _widened(extent: pystac.Extent, item: pystac.Item) -> pystac.Extent:
     """Stretch an extent over one more item, without reading the others again."""
-    (west, south, east, north), *_ = extent.spatial.bboxes
+    west, south, east, north = _sides(extent.spatial.bboxes[0])
     if item.bbox is not None:
-        w, s, e, n = item.bbox
-        west, south, east, north = min(west, w), min(south, s), max(east, e), max(north, n)
+        w, s, e, n = _sides(item.bbox)
+        south, north = min(south, s), max(north, n)
+        # Around the Earth either way, the shorter one.
+        spans = [(min(west, w + turn), max(east, e + turn)) for turn in (0, -360, 360)]
+        west, east = min(spans, key=lambda span: span[1] - span[0])
+    if east - west >= 360:
+        west, east = -180.0, 180.0
+    else:
+        west, east = (lon - 360 * round(lon / 360) for lon in (west, east))
     (start, end), *_ = extent.temporal.intervals
     first, last = _times(item)
     never, ever = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
     start = None if start is None else min(start, first or never)
     end = None if end is None else max(end, last or ever)
     return pystac.Extent(pystac.SpatialExtent([[west, south, east, north]]), pystac.TemporalExtent([[start, end]]))
+
+
+def _sides(bbox: list[float]) -> tuple[float, float, float, float]:
+    """Give west, south, east and north of a box with or without heights, the east past 180 degrees if it goes there."""
+    half = len(bbox) // 2
+    (west, south), (east, north) = bbox[:2], bbox[half : half + 2]
+    return west, south, east + 360 if east < west else east, north
 
 
 def _write(stac: pystac.STACObject) -> None:

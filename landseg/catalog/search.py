@@ -142,15 +142,21 @@ def _ask(
 def _walk(
     root: pystac.Catalog, collections: Sequence[str], bbox: Bbox | None, interval: Interval | None
 ) -> Iterator[pystac.Item]:
+    area = None if bbox is None else _area(bbox)
     for item in root.get_items(recursive=True):
         if collections and item.collection_id not in collections:
             continue
-        if bbox is not None and not (
-            item.geometry and shapely.box(*bbox).intersects(shapely.geometry.shape(item.geometry))
-        ):
+        if area is not None and not (item.geometry and area.intersects(shapely.geometry.shape(item.geometry))):
             continue
         if interval is None or _overlaps(item, interval):
             yield item
+
+
+def _area(bbox: Bbox) -> shapely.MultiPolygon:
+    """Give the ground in a box, whose west is east of its east where it goes across the 180th meridian."""
+    west, south, east, north = bbox
+    spans = [(west, east)] if west <= east else [(west, 180), (-180, east)]
+    return shapely.MultiPolygon([shapely.box(left, south, right, north) for left, right in spans])
 
 
 def _overlaps(item: pystac.Item, interval: Interval) -> bool:

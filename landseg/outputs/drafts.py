@@ -114,10 +114,30 @@ class Drafts:
         return self.folder / final.name
 
     def publish(self, finals: Sequence[Path]) -> None:
-        """Move drafts to their final places, in the order given; the last one to appear is the last named."""
+        """Move drafts to their final places, in the order given; the last one to appear is the last named.
+
+        Raises
+        ------
+        OutputExistsError
+            If another program has changes of a file that it replaces still beside it.
+        DiskError
+            If the folder can't be written to.
+        """
+        for final in finals:
+            _check_journals(final)
         for final in finals:
             with writing(final):
                 self.path(final).replace(final)
+
+
+def _check_journals(path: Path) -> None:
+    """Refuse to replace a GeoPackage that has changes beside it: SQLite would put them into the new one."""
+    for journal in (path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")):
+        if journal.exists() and journal.stat().st_size:
+            raise OutputExistsError(
+                f"{path} has changes of another program beside it, {journal.name}",
+                "close it there, in QGIS for example; if no program has it open, open and close it once",
+            )
 
 
 def check_writable(main: Path, products: Sequence[Path], *, overwrite: bool) -> None:
@@ -128,7 +148,7 @@ def check_writable(main: Path, products: Sequence[Path], *, overwrite: bool) -> 
     UsageError
         If the folder is missing or a product's place is taken by a folder.
     OutputExistsError
-        If a product exists and ``overwrite`` is False.
+        If a product exists and ``overwrite`` is False, or has changes beside it that are not in it yet.
     DiskError
         If the folder can't be written to.
     """
@@ -141,6 +161,7 @@ def check_writable(main: Path, products: Sequence[Path], *, overwrite: bool) -> 
             raise UsageError(f"the output {product} is a folder", "give a file name")
         if product.exists() and not overwrite:
             raise OutputExistsError(f"{product} exists already", "replace it with --overwrite, or choose another --out")
+        _check_journals(product)
     with writing(folder):
         probe = folder / f".landseg-{os.getpid()}"
         probe.touch()

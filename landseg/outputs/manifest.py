@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pystac
+import shapely
+from shapely.affinity import translate
 
 from landseg.errors import InputError
 from landseg.grid import Grid
@@ -47,11 +49,21 @@ def checksum(path: Path) -> str:
 
 
 def footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
-    """Give where a grid lies, as an item's geometry and its ``bbox``."""
-    corners = [[round(lon, 7), round(lat, 7)] for lon, lat in grid.lonlat_corners]
+    """Give where a grid lies, as an item's geometry and its ``bbox``.
+
+    Across the 180th meridian it is cut there, and the ``bbox`` has its west east of its east (RFC 7946, 3.1.9 and 5.2).
+    """
+    corners = [(round(lon - 360 * round(lon / 360), 7), round(lat, 7)) for lon, lat in grid.lonlat_corners]
     lons, lats = zip(*corners, strict=True)
-    geometry = {"type": "Polygon", "coordinates": [[*corners, corners[0]]]}
-    return geometry, [min(lons), min(lats), max(lons), max(lats)]
+    if max(lons) - min(lons) <= 180:
+        geometry = {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]}
+        return geometry, [min(lons), min(lats), max(lons), max(lats)]
+    shape = shapely.Polygon([(lon % 360, lat) for lon, lat in corners])
+    east = shapely.box(0, -90, 180, 90).intersection(shape)
+    west = translate(shapely.box(180, -90, 360, 90).intersection(shape), -360)
+    shape = shapely.MultiPolygon([half for half in (east, west) if half.area > 0])
+    left, right = min(lon for lon in lons if lon > 0), max(lon for lon in lons if lon < 0)
+    return shapely.geometry.mapping(shapely.set_precision(shape, 1e-7)), [left, min(lats), right, max(lats)]
 
 
 def grid_properties(grid: Grid) -> dict[str, Any]:
@@ -159,13 +171,12 @@ def write_manifest(
     classes = [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
     for key, product in products.items():
         extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": checksum(product)}
-        if product.suffix == ".tif":
+        suffix = product.suffix.lower()
+        if suffix == ".tif":
             extra["bands"] = [{"name": "land use", "classification:classes": classes}, {"name": "confidence"}]
         item.add_asset(
             key,
-            pystac.Asset(
-                href=f"./{product.name}", media_type=MEDIA_TYPES[product.suffix], roles=["data"], extra_fields=extra
-            ),
+            pystac.Asset(href=f"./{product.name}", media_type=MEDIA_TYPES[suffix], roles=["data"], extra_fields=extra),
         )
     item.add_links([pystac.Link(rel=pystac.RelType.DERIVED_FROM, target=source) for source in sources])
     content: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)

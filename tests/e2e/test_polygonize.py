@@ -103,6 +103,14 @@ def test_strips_of_an_interrupted_run_are_not_lost(landseg: Landseg, make_scene:
     assert not (tmp_path / "map.gpkg").exists()
 
 
+def test_a_raster_that_is_not_there(landseg: Landseg, tmp_path: Path) -> None:
+    (tmp_path / "map.gpkg").write_text("precious")
+    outcome = landseg("polygonize", tmp_path / "typo.tif", "--out", tmp_path / "map.gpkg", "--overwrite")
+    assert outcome.code == 3
+    assert "typo.tif" in outcome.err
+    assert (tmp_path / "map.gpkg").read_text() == "precious"
+
+
 def test_degrees_are_measured_in_metres(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     coarse = rng.integers(1, 4, (12, 12), np.uint8)

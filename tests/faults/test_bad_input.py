@@ -111,7 +111,7 @@ def test_the_scene_itself_as_output(
     before = scene.read_bytes()
     outcome = landseg("run", scene, "--out", scene.with_suffix(".gpkg"), "--model", small_bundle, "--overwrite")
     assert outcome.code == 2
-    assert "the scene itself" in outcome.err
+    assert "is a scene to be mapped" in outcome.err
     assert scene.read_bytes() == before
 
 

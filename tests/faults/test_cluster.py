@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,15 @@ def test_a_finished_strip_is_not_computed_again_when_its_worker_s_answer_is_lost
         client.register_plugin(DeathAfterStrip())
     result = execute(planned(plan, scheduler=cluster.scheduler_address))
     assert result.outputs.raster.read_bytes() == expected
+
+
+def test_two_runs_of_a_scene_may_share_a_scheduler(plan: Plan, cluster: LocalCluster, tmp_path: Path) -> None:
+    config = plan.config.model_copy(update={"scheduler": cluster.scheduler_address})
+    plans = [build_plan(plan.info.path, tmp_path / f"{name}.gpkg", config) for name in ("first", "second")]
+    # Signals are heard in the main thread alone, which neither needs.
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(execute, plans)
+    assert first.outputs.raster.read_bytes() == second.outputs.raster.read_bytes()
 
 
 def test_a_worker_s_error_reaches_the_user(plan: Plan, cluster: LocalCluster) -> None:

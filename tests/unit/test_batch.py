@@ -358,6 +358,30 @@ def test_a_region_that_can_t_be_merged_is_refused_first(
     assert not (tmp_path / "maps").exists()
 
 
+def test_a_region_does_not_take_the_place_of_a_scene_or_of_another_file(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    files = [str(path) for path in two_scenes]
+    keys: dict[str, Any] = {"scenes": {"files": files}, "out": str(tmp_path), "name": "{scene}-map"}
+    before = two_scenes[0].read_bytes()
+    path = write_pipeline(merge={"name": two_scenes[0].stem}, **keys)
+    assert "is a scene to be mapped" in statuses(run(path))[two_scenes[0].stem]
+    assert "is a scene to be mapped" in statuses(run(path, dry_run=True))[two_scenes[0].stem]
+    assert two_scenes[0].read_bytes() == before
+
+    (tmp_path / "region.json").write_text("mine")
+    assert "no part of an earlier map" in statuses(run(write_pipeline(merge={}, **keys)))["region"]
+    assert (tmp_path / "region.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize("key", ["out", "catalog"])
+def test_places_on_object_storage_are_refused(write_pipeline: WritePipeline, key: str) -> None:
+    with pytest.raises(ConfigError, match="path on this machine"):
+        load_pipeline(write_pipeline(**{key: "s3://maps/city"}), {})
+    with pytest.raises(ConfigError, match=rf"LANDSEG_{key.upper()} is 's3://maps/city'"):
+        load_pipeline(write_pipeline(), {f"LANDSEG_{key.upper()}": "s3://maps/city"})
+
+
 def test_a_region_of_nothing_fails(two_scenes: list[Path], write_pipeline: WritePipeline) -> None:
     for scene in two_scenes:
         scene.write_bytes(b"no raster")

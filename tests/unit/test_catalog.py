@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pystac
 import pytest
+import shapely
+from affine import Affine
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from landseg.catalog import add_item, has_item, open_catalog
@@ -48,6 +51,32 @@ def test_an_item_says_what_the_file_holds(make_scene: SceneMaker, city: NDArray[
     assert thumbnail.shape == (120, 150, 3)
     assert (thumbnail[:30] == 255).all()
     assert (thumbnail[31:] == np.moveaxis(data, 0, -1)[31:])[np.moveaxis(data, 0, -1)[31:] > 0].all()
+
+
+FIJI = Affine(1e-5, 0, 179.9996, 0, -1e-5, -17.0)
+
+
+def test_a_scene_across_the_180th_meridian(make_scene: SceneMaker, catalog: Path) -> None:
+    pixels = np.ones((1, 40, 90), np.uint8)
+    path = make_scene(pixels, "fiji.tif", colours=None, crs=CRS.from_epsg(4326), transform=FIJI)
+    item, _ = scene_item("fiji", path, DAY)
+    assert item.bbox == pytest.approx([179.9996, -17.0004, -179.9995, -17.0])
+    shape = shapely.geometry.shape(item.geometry)
+    assert shape.area == pytest.approx(90 * 40 * 1e-10, rel=1e-3)
+    assert shape.is_valid
+    assert (shape.geom_type, shape.bounds[0], shape.bounds[2]) == ("MultiPolygon", -180, 180)
+    add_item(catalog, item, "fiji")
+    assert [scene.name for scene in search(str(catalog), bbox=(177, -20, -178, -15))] == ["fiji"]
+    assert search(str(catalog), bbox=(0, -20, 20, -15)) == []
+
+    box = item.clone()
+    box.id, box.bbox = "higher", [-179.9, -18.0, 5.0, -179.8, -17.5, 90.0]
+    add_item(catalog, box, "fiji")
+    further = item.clone()
+    further.id, further.bbox = "further", [179.0, -17.0, 179.1, -16.9]
+    add_item(catalog, further, "fiji")
+    extent = pystac.Collection.from_file(str(catalog.parent / "fiji/collection.json")).extent
+    assert extent.spatial.bboxes == [[179, -18, -179.8, -16.9]]
 
 
 def test_a_single_band_is_drawn_in_grey(make_scene: SceneMaker) -> None:

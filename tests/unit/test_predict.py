@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from landseg.errors import BundleError, MemoryLimitError, ResourceError
 from landseg.model.pspnet import Architecture, PSPNet
-from landseg.predict import Predictor, choose_device, choose_precision, fold_batch_norm
+from landseg.predict import Predictor, choose_device, choose_precision, fold_batch_norm, telling_memory
 
 CPU = torch.device("cpu")
 
@@ -147,6 +147,12 @@ def test_memory_for_less_than_one_chip() -> None:
     with pytest.raises(MemoryLimitError) as caught:
         Predictor(Hungry(0, CPU_FULL), CPU)(torch.randn(2, 1, 4, 4))
     assert caught.value.exit_code == 4
+
+
+@pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL, MemoryError()], ids=["gpu", "cpu", "numpy"])
+def test_whoever_finds_too_little_memory_it_is_told_alike(error: Exception) -> None:
+    with pytest.raises(MemoryLimitError, match="memory on cpu does not suffice"), telling_memory(CPU):
+        raise error
 
 
 def test_other_errors_are_not_swallowed() -> None:

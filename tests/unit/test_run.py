@@ -142,6 +142,12 @@ def test_the_manifest_is_a_stac_item_that_says_how_the_map_was_made(plan: Plan) 
     assert item.bbox[3] == pytest.approx(lat, abs=0.01)
 
 
+def test_a_suffix_may_be_in_capitals(plan: Plan, tmp_path: Path) -> None:
+    result = execute(build_plan(plan.info.path, tmp_path / "MAP.GPKG", plan.config))
+    asset = pystac.Item.from_file(str(result.outputs.manifest)).assets["polygons"]
+    assert (asset.href, asset.media_type) == ("./MAP.GPKG", pystac.MediaType.GEOPACKAGE)
+
+
 def test_a_crs_without_a_code_is_recorded_whole(
     make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
 ) -> None:

@@ -45,6 +45,22 @@ def test_an_earlier_product_stays_until_it_is_replaced(tmp_path: Path) -> None:
     assert final.read_text() == "old"
 
 
+@pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+def test_changes_that_are_not_in_a_product_yet_are_not_put_into_the_new_one(tmp_path: Path, suffix: str) -> None:
+    final, journal = tmp_path / "a.gpkg", tmp_path / f"a.gpkg{suffix}"
+    final.write_text("old")
+    journal.touch()
+    check_writable(final, [final], overwrite=True)
+    journal.write_text("changes")
+    with pytest.raises(OutputExistsError, match=f"changes of another program beside it, {journal.name}"):
+        check_writable(final, [final], overwrite=True)
+    with Drafts(final) as drafts:
+        drafts.path(final).write_text("new")
+        with pytest.raises(OutputExistsError):
+            drafts.publish([final])
+    assert (final.read_text(), journal.read_text()) == ("old", "changes")
+
+
 def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
     final = tmp_path / "a.gpkg"
     with Drafts(final) as first:
