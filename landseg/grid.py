@@ -311,9 +311,9 @@ def windows_of(cells: Collection[tuple[int, int]], side: int, shape: tuple[int, 
     """Give windows of a grid that together are some of its cells; those of a row that touch become one window."""
     windows = []
     for row, group in itertools.groupby(sorted(cells), key=lambda cell: cell[0]):
-        cols = [col for _, col in group]
-        starts = [col for col in cols if col - 1 not in cols]
-        stops = [col + 1 for col in cols if col + 1 not in cols]
+        cols = {col for _, col in group}
+        starts = sorted(col for col in cols if col - 1 not in cols)
+        stops = sorted(col + 1 for col in cols if col + 1 not in cols)
         rows = row * side, min((row + 1) * side, shape[0])
         windows += [
             _window(rows, (start * side, min(stop * side, shape[1]))) for start, stop in zip(starts, stops, strict=True)
