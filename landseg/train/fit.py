@@ -28,6 +28,12 @@ from landseg.train.teacher import Teacher
 OptimiserName = Literal["adamw", "sgd"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints, in a training's."""
+
+LAST = "last.ckpt"
+"""The one that a training goes on from."""
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -265,7 +271,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     data
         The chips; an epoch of theirs ends with a checkpoint.
     folder
-        Gets checkpoints, and under ``log`` the loss and the mean IoU as CSV, a folder for each start.
+        Gets checkpoints, and under ``log`` the loss and the mean IoU as CSV, a folder for each start. Checkpoints that
+        it has must be this training's.
     conduct
         How to carry it out.
 
@@ -288,8 +295,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         raise ResourceError(f"there are {gpus} GPUs, not {conduct.devices}", "give fewer as optimisation.devices")
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    checkpoints = folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
+    checkpoints = folder / CHECKPOINTS
+    last = checkpoints / LAST
     if last.exists() and _steps_done(last) >= training.schedule.steps:
         # Lightning would give the last step's weights, whether or not it is their average that was asked for.
         return _restored(training, checkpoints / "best.ckpt" if conduct.patience is not None else last)
