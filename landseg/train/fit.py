@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -297,9 +298,12 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     checkpoints = folder / CHECKPOINTS
     last = checkpoints / LAST
-    if last.exists() and _steps_done(last) >= training.schedule.steps:
+    stop = None
+    if conduct.patience is not None:
+        stop = EarlyStopping("val_miou", mode="max", patience=conduct.patience, check_on_train_epoch_end=False)
+    if last.exists() and _has_ended(last, training.schedule.steps, stop):
         # Lightning would give the last step's weights, whether or not it is their average that was asked for.
-        return _restored(training, checkpoints / "best.ckpt" if conduct.patience is not None else last)
+        return _restored(training, last if stop is None else checkpoints / "best.ckpt")
     best = ModelCheckpoint(
         checkpoints,
         "best",
@@ -309,8 +313,7 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         enable_version_counter=False,
     )
     callbacks: list[Callback] = []
-    if conduct.patience is not None:
-        stop = EarlyStopping("val_miou", mode="max", patience=conduct.patience, check_on_train_epoch_end=False)
+    if stop is not None:
         callbacks += [stop, best]
     # After validation, whose outcome a resumed training must know; without one after an epoch's last step, since a
     # checkpoint of the epoch's end Lightning would resume in the epoch that it ended.
@@ -356,8 +359,13 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     return _restored(training, Path(best.best_model_path)) if best.best_model_path else training.network
 
 
-def _steps_done(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"])
+def _has_ended(checkpoint: Path, steps: int, stop: EarlyStopping | None) -> bool:
+    """Tell whether a training did all its steps or ran out of patience; Lightning would go on from the latter."""
+    state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+    if state["global_step"] >= steps:
+        return True
+    going_on = EarlyStoppingReason.NOT_STOPPED.value
+    return stop is not None and state["callbacks"][stop.state_key]["stopping_reason"] != going_on
 
 
 def _restored(training: Training, checkpoint: Path) -> PSPNet:
