@@ -27,7 +27,7 @@ from landseg.train.figures import Example, draw_curves, draw_examples
 from landseg.train.fit import CHECKPOINTS, LAST, Chips, Conduct, Schedule, Training, fit
 from landseg.train.landcover import predictions, read_chips
 from landseg.train.losses import Objective
-from landseg.train.material import open_material
+from landseg.train.material import Material, open_material
 from landseg.train.premises import hold_to, of_data, of_optimisation
 from landseg.train.samples import Pair, Sites
 from landseg.train.teacher import open_teacher
@@ -69,6 +69,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     terms = _terms(config)
     material = open_material(config, terms.bands, terms.gsd_m, terms.chip_px)
     legend, statistics = material.legend, material.statistics
+    _check_options(options, material)
     if len(statistics.mean) != len(terms.bands):
         raise TrainingDataError(
             f"the training scenes have {len(statistics.mean)} bands; the model has {len(terms.bands)}",
@@ -201,6 +202,22 @@ def _architecture(config: TrainConfig, terms: _Terms, classes: int) -> Architect
             f"its bands: {', '.join(terms.base.card.bands)}",
         )
     return replace(architecture, classes=classes)
+
+
+def _check_options(options: OptimisationConfig, material: Material) -> None:
+    """Refuse options that ask for what the material turned out not to have."""
+    if options.patience is not None and material.validation is None:
+        raise ConfigError(
+            "optimisation.patience needs a validation, and there is none",
+            "say under data.validation what to measure on, or leave the key out; of the named sets, "
+            "landcoverai and chesapeake bring one",
+        )
+    for name in options.loss.class_weights:
+        if name not in material.legend.names:
+            raise ConfigError(
+                f"optimisation.loss.class_weights names '{name}', which is not in the legend",
+                f"its classes are {', '.join(material.legend.names)}",
+            )
 
 
 def _origin(base: Bundle | None) -> dict[str, Any]:

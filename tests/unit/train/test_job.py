@@ -109,6 +109,16 @@ def test_a_training_learns_from_a_teacher(keys: dict[str, Any], small_bundle: Pa
     assert not any("teacher" in name for name in torch.load(tmp_path / "runs/checkpoints/last.ckpt")["state_dict"])
 
 
+def test_patience_without_a_validation_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
+    keys["optimisation"]["patience"] = 2
+
+    with pytest.raises(ConfigError, match="patience needs a validation") as caught:
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert "data.validation" in str(caught.value.hint)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
     keys["data"]["label_values"] = {0: "building", 1: "land", 2: "road", 3: "vegetation", 99: "water"}
     keys["data"]["ignored_values"] = [4]

@@ -503,6 +503,38 @@ def test_a_named_set_is_trained_on_and_its_own_split_is_held_out(
     assert 45 < min(card.std) <= max(card.std) < 76
 
 
+def test_classes_of_a_sets_own_legend_may_be_weighted(make_tree: MakeTree, tmp_path: Path) -> None:
+    options = {"steps": 2, "batch": 2, "loader_workers": 0, "loss": {"class_weights": {"water": 2.0}}}
+
+    bundle = train(keys(make_tree("deepglobe"), tmp_path / "runs", optimisation=options), quiet=True)
+
+    assert bundle.card.training["optimisation"]["loss"]["class_weights"] == {"water": 2.0}
+
+
+def test_weighted_classes_that_a_set_has_not_are_refused(make_tree: MakeTree, tmp_path: Path) -> None:
+    options = {"steps": 2, "loader_workers": 0, "loss": {"class_weights": {"glacier": 2.0}}}
+    config = keys(make_tree("deepglobe"), tmp_path / "runs", optimisation=options)
+
+    with pytest.raises(ConfigError, match="class_weights names 'glacier'") as caught:
+        train(config, quiet=True)
+
+    assert "urban, agriculture" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("name", "validated"), [("deepglobe", False), ("landcoverai", True)])
+def test_patience_needs_a_set_with_a_validation(
+    name: str, validated: bool, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    options = {"steps": 2, "batch": 2, "checkpoint_every": 2, "loader_workers": 0, "patience": 1}
+    config = keys(make_tree(name), tmp_path / "runs", optimisation=options)
+
+    if validated:
+        assert train(config, quiet=True).card.training["optimisation"]["patience"] == 1
+    else:
+        with pytest.raises(ConfigError, match="patience needs a validation"):
+            train(config, quiet=True)
+
+
 @pytest.mark.parametrize("split", ["training", "validation"])
 @pytest.mark.parametrize("name", ["landcoverai", "chesapeake"])
 def test_files_of_a_named_set_that_have_changed_are_told(name: str, split: Split, make_tree: MakeTree) -> None:
