@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchgeo.samplers import GridGeoSampler
 
 from landseg.errors import RunInterruptedError
-from landseg.model.pspnet import Architecture
+from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import Augmentation
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
 from landseg.train.labels import LabelCodes
@@ -283,6 +283,18 @@ def test_first_steps_are_coarse_also_when_resumed() -> None:
             sides.append(training.network.backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1])
 
     assert sides == [6, 6, 12, 12, 6]
+
+
+def test_a_training_whose_steps_were_all_coarse_gives_a_network_of_its_own_stride(corner: Pair, tmp_path: Path) -> None:
+    training = fresh()
+    training.network = PSPNet(Architecture(bins=(1,), stem="7x7"), auxiliary=True)
+    training.schedule = replace(training.schedule, steps=EPOCH, coarse_steps=EPOCH)
+
+    run(corner, tmp_path, training)
+
+    assert len(training.seen) == EPOCH
+    with torch.inference_mode():
+        assert training.network.eval().backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1] == 12
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
