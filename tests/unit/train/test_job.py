@@ -60,6 +60,16 @@ def test_training_writes_a_bundle_that_can_be_used(keys: dict[str, Any], corner:
     assert logits.isfinite().all()
 
 
+def test_a_finished_training_that_is_called_again_makes_its_bundle_anew(keys: dict[str, Any]) -> None:
+    first = train(TrainConfig.model_validate(keys), quiet=True)
+    keys["card"]["title"] = "Another"
+
+    again = train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert again.sha256 == first.sha256
+    assert again.card.title == "Another"
+
+
 def test_training_starts_from_published_weights(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
