@@ -514,6 +514,8 @@ class TrainConfig(Strict):
 
     @model_validator(mode="after")
     def _weighted_classes_are_classes(self) -> Self:
+        if not self.legend:
+            return self
         unknown = sorted(self.optimisation.loss.class_weights.keys() - {c.name for c in self.legend})
         if unknown:
             raise ValueError(f"optimisation.loss.class_weights names '{unknown[0]}', which is not in the legend")

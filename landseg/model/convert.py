@@ -7,7 +7,7 @@ neither says is in the caller's ``variant``. No pickle is ever loaded.
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,10 @@ Renames = tuple[tuple[str, str], ...]
 """Beginnings of landseg's names and what stands for them elsewhere; the first that fits holds."""
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
-"""What DataParallel, Lightning modules and torch.compile put before every name."""
+"""What DataParallel, Lightning modules and torch.compile put before each of the network's names."""
+
+FIRST_BLOCK = "layer1.0.conv1.weight"
+"""A name that every ResNet has, whatever its stem and depth."""
 
 
 @dataclass(frozen=True)
@@ -134,12 +137,18 @@ def read_checkpoint(path: Path, variant: Mapping[str, Any] | None = None) -> PSP
         If the file can't be read without unpickling, or is no PSPNet that landseg can build; names the first weight
         that is unexpected, missing or of another shape.
     """
-    weights = _without_wrappers(read_weights(path))
-    codebase = next((c for c in CODEBASES if any(name.startswith(c.marker) for name in weights)), None)
+    stored = read_weights(path)
+    found = (
+        (c, weights)
+        for weights in _unwrapped(stored)
+        for c in CODEBASES
+        if any(name.startswith(c.marker) for name in weights)
+    )
+    codebase, weights = next(found, (None, stored))
     if codebase is None:
         known = ", ".join(c.name for c in CODEBASES)
         raise BundleError(
-            f"{path} is no PSPNet that landseg knows: its first weight is {next(iter(weights), 'missing')}",
+            f"{path} is no PSPNet that landseg knows: its first weight is {next(iter(stored), 'missing')}",
             f"known are those of {known}",
         )
     network = PSPNet(_architecture(path, codebase, weights, variant or {}))
@@ -203,9 +212,9 @@ def load_backbone(backbone: ResNet, path: Path) -> None:
     BundleError
         If the file can't be read without unpickling, or is of another network.
     """
-    weights = _without_wrappers(read_weights(path))
     # What stands beside a backbone in a file, such as a projection head, is not asked for.
-    weights = _inside(_inside(weights, "backbone."), "encoder.")
+    found = [_inside(_inside(weights, "backbone."), "encoder.") for weights in _unwrapped(read_weights(path))]
+    weights = next((one for one in found if FIRST_BLOCK in one), found[0])
     own = backbone.state_dict()
     first = "conv1.weight" if "conv1.weight" in own else "conv1.0.weight"
     if first in weights:
@@ -242,11 +251,15 @@ def adapt_bands(weight: Tensor, bands: int) -> Tensor:
     return weight[:, source] / copies[source].to(weight.dtype)[:, None, None]
 
 
-def _without_wrappers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    for wrapper in WRAPPERS * 2:
-        if weights and all(name.startswith(wrapper) for name in weights):
-            weights = _inside(weights, wrapper)
-    return weights
+def _unwrapped(weights: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Give the weights as they are, and then what is in each wrapper, and in wrappers within.
+
+    What a training keeps beside its network, such as a loss's weights, has no part in a wrapper's.
+    """
+    yield weights
+    for wrapper in WRAPPERS:
+        if any(name.startswith(wrapper) for name in weights):
+            yield from _unwrapped(_inside(weights, wrapper))
 
 
 def _inside(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

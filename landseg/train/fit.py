@@ -10,6 +10,7 @@ from typing import Any, Literal
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -27,6 +28,12 @@ from landseg.train.teacher import Teacher
 
 OptimiserName = Literal["adamw", "sgd"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints, in a training's."""
+
+LAST = "last.ckpt"
+"""The one that a training goes on from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +121,11 @@ class Training(lightning.LightningModule):
             fine = self.network.architecture.output_stride
             coarse = self.global_step < self.schedule.coarse_steps
             self.network.backbone.set_output_stride(max(fine, 16) if coarse else fine)
+
+    def on_train_end(self) -> None:
+        """Leave the network at its own output stride, also when the coarse steps were the last."""
+        if self.schedule.coarse_steps:
+            self.network.backbone.set_output_stride(self.network.architecture.output_stride)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
@@ -265,7 +277,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     data
         The chips; an epoch of theirs ends with a checkpoint.
     folder
-        Gets checkpoints, and under ``log`` the loss and the mean IoU as CSV, a folder for each start.
+        Gets checkpoints, and under ``log`` the loss and the mean IoU as CSV, a folder for each start. Checkpoints that
+        it has must be this training's.
     conduct
         How to carry it out.
 
@@ -288,11 +301,14 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         raise ResourceError(f"there are {gpus} GPUs, not {conduct.devices}", "give fewer as optimisation.devices")
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    checkpoints = folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
-    if last.exists() and _steps_done(last) >= training.schedule.steps:
+    checkpoints = folder / CHECKPOINTS
+    last = checkpoints / LAST
+    stop = None
+    if conduct.patience is not None:
+        stop = EarlyStopping("val_miou", mode="max", patience=conduct.patience, check_on_train_epoch_end=False)
+    if last.exists() and _has_ended(last, training.schedule.steps, stop):
         # Lightning would give the last step's weights, whether or not it is their average that was asked for.
-        return _restored(training, checkpoints / "best.ckpt" if conduct.patience is not None else last)
+        return _restored(training, last if stop is None else checkpoints / "best.ckpt")
     best = ModelCheckpoint(
         checkpoints,
         "best",
@@ -302,8 +318,7 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         enable_version_counter=False,
     )
     callbacks: list[Callback] = []
-    if conduct.patience is not None:
-        stop = EarlyStopping("val_miou", mode="max", patience=conduct.patience, check_on_train_epoch_end=False)
+    if stop is not None:
         callbacks += [stop, best]
     # After validation, whose outcome a resumed training must know; without one after an epoch's last step, since a
     # checkpoint of the epoch's end Lightning would resume in the epoch that it ended.
@@ -349,8 +364,13 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     return _restored(training, Path(best.best_model_path)) if best.best_model_path else training.network
 
 
-def _steps_done(checkpoint: Path) -> int:
-    return int(torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")["global_step"])
+def _has_ended(checkpoint: Path, steps: int, stop: EarlyStopping | None) -> bool:
+    """Tell whether a training did all its steps or ran out of patience; Lightning would go on from the latter."""
+    state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+    if state["global_step"] >= steps:
+        return True
+    going_on = EarlyStoppingReason.NOT_STOPPED.value
+    return stop is not None and state["callbacks"][stop.state_key]["stopping_reason"] != going_on
 
 
 def _restored(training: Training, checkpoint: Path) -> PSPNet:

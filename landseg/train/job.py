@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from landseg.predict import Predictor, choose_device, choose_precision
 from landseg.train.calibrate import fit_temperature
 from landseg.train.evaluate import Scores, score
 from landseg.train.figures import Example, draw_curves, draw_examples
-from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
+from landseg.train.fit import CHECKPOINTS, LAST, Chips, Conduct, Schedule, Training, fit
 from landseg.train.landcover import predictions, read_chips
 from landseg.train.losses import Objective
-from landseg.train.material import open_material
+from landseg.train.material import Material, open_material
+from landseg.train.premises import hold_to, of_data, of_optimisation
 from landseg.train.samples import Pair, Sites
 from landseg.train.teacher import open_teacher
 from landseg.train.transfer import average, transfer
@@ -50,7 +51,8 @@ class _Terms:
 def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     """Train a network, measure it on what is held out and write its bundle to ``config.out / config.name``.
 
-    An interrupted training goes on from its last checkpoint when it is called again with the same configuration.
+    An interrupted training goes on from its last checkpoint when it is called again with the same configuration. Where
+    something that the weights follow from has changed since, it is refused.
 
     Raises
     ------
@@ -59,13 +61,15 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     BundleError
         If the initial weights are not of the configuration's backbone, or the teacher teaches something else.
     UsageError
-        If the configuration contradicts itself or the named set, or there is no model to fine-tune of that name.
+        If the configuration contradicts itself or the named set, there is no model to fine-tune of that name, or the
+        folder holds checkpoints of another training.
     """
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
     terms = _terms(config)
     material = open_material(config, terms.bands, terms.gsd_m, terms.chip_px)
     legend, statistics = material.legend, material.statistics
+    _check_options(options, material)
     if len(statistics.mean) != len(terms.bands):
         raise TrainingDataError(
             f"the training scenes have {len(statistics.mean)} bands; the model has {len(terms.bands)}",
@@ -88,6 +92,17 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         transfer(training.network, terms.base.load_network().state_dict(), legend.names, terms.base.card.legend.names)
     elif options.initial_weights is not None:
         load_backbone(training.network.backbone, options.initial_weights)
+    premises = {
+        "start_from": None if terms.base is None else terms.base.sha256,
+        **{name: getattr(terms, name) for name in ("bands", "gsd_m", "chip_px")},
+        **{f"architecture.{name}": value for name, value in asdict(architecture).items()},
+        **of_data(config.data, legend, validated=material.validation is not None),
+        **of_optimisation(options),
+        # Follow from the scenes, unless the model to fine-tune has them.
+        "mean": mean,
+        "std": std,
+    }
+    hold_to(config.out / CHECKPOINTS, premises, LAST)
     chips = Chips(
         material.training,
         material.validation,
@@ -187,6 +202,22 @@ def _architecture(config: TrainConfig, terms: _Terms, classes: int) -> Architect
             f"its bands: {', '.join(terms.base.card.bands)}",
         )
     return replace(architecture, classes=classes)
+
+
+def _check_options(options: OptimisationConfig, material: Material) -> None:
+    """Refuse options that ask for what the material turned out not to have."""
+    if options.patience is not None and material.validation is None:
+        raise ConfigError(
+            "optimisation.patience needs a validation, and there is none",
+            "say under data.validation what to measure on, or leave the key out; of the named sets, "
+            "landcoverai and chesapeake bring one",
+        )
+    for name in options.loss.class_weights:
+        if name not in material.legend.names:
+            raise ConfigError(
+                f"optimisation.loss.class_weights names '{name}', which is not in the legend",
+                f"its classes are {', '.join(material.legend.names)}",
+            )
 
 
 def _origin(base: Bundle | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What is known of the ground: label rasters and labelled polygons, read on any grid as channels of the legend."""
 
 import difflib
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -142,6 +143,18 @@ class Labels(Protocol):
     def read(self, grid: Grid) -> Reading:
         """Read the labels on a grid in the CRS that they were opened for; what they do not cover is `IGNORED`."""
 
+    def fingerprint(self) -> str:
+        """Give what changes when the labels do."""
+
+
+def file_stamp(path: Path) -> str:
+    """Give a file's size and time of change; nothing of one that is in an archive."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
+
 
 def open_labels(
     path: Path,
@@ -251,6 +264,10 @@ class RasterLabels:
         indices[~valid.ravel()] = _NOTHING
         return _Meanings((number.item() for number in numbers), self.codes).reading(indices.reshape(grid.shape))
 
+    def fingerprint(self) -> str:
+        """Give the file's stamp."""
+        return file_stamp(self.path)
+
 
 def _warp_options(raster: Any, grid: Grid) -> dict[str, Any]:
     flags = raster.mask_flag_enums[0]
@@ -307,6 +324,13 @@ class VectorLabels:
         drawn = zip(shapes[solid], self._indices[found][solid], strict=True)
         indices = rasterize(drawn, out_shape=grid.shape, transform=grid.transform, fill=_NOTHING, dtype=np.int32)
         return self._meanings.reading(indices)
+
+    def fingerprint(self) -> str:
+        """Digest the polygons themselves: QGIS changes a GeoPackage that it only shows, and keeps edits beside it."""
+        digest = hashlib.sha256(repr((self._meanings.values, self._indices.tolist())).encode())
+        for polygon in shapely.to_wkb(self._tree.geometries):
+            digest.update(polygon)
+        return digest.hexdigest()
 
 
 def _layer(path: Path, layer: str | None) -> str:

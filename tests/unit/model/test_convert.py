@@ -123,6 +123,18 @@ def test_a_lightning_module_s_file_with_a_classifier_beside_the_map(tmp_path: Pa
     check_same(tmp_path / "a.pt", lambda x: original(x)[0], image(3, 48, 72))  # type: ignore[arg-type]
 
 
+BESIDE = {"std": torch.ones(3, 1, 1), "mean": torch.ones(3, 1, 1), "loss_fn.weight": torch.ones(4)}
+"""What Lightning modules keep beside their network."""
+
+
+@pytest.mark.parametrize("wrapper", ["model.", "module.", "model._orig_mod.", "module.model."])
+def test_what_a_training_keeps_beside_its_network_is_left_out(wrapper: str, mmseg: nn.Module, tmp_path: Path) -> None:
+    wrapped = {f"{wrapper}{name}": tensor for name, tensor in mmseg.state_dict().items()}
+    torch.save({"state_dict": BESIDE | wrapped}, tmp_path / "a.pth")
+
+    check_same(tmp_path / "a.pth", mmseg, image(3, 48, 48))
+
+
 def refusal(path: Path, variant: dict[str, Any] | None = None) -> BundleError:
     with pytest.raises(BundleError) as caught:
         read_checkpoint(path, variant)
@@ -247,6 +259,8 @@ def backbone_weights(name: str = "resnet18") -> Weights:
         lambda w: {k: t for k, t in w.items() if not k.startswith("fc.")},  # torchgeo
         lambda w: {f"module.{k}": t for k, t in w.items()},
         lambda w: {"state_dict": {f"model.backbone.{k}": t for k, t in w.items()}},
+        lambda w: {"state_dict": BESIDE | {f"model.{k}": t for k, t in w.items()}},
+        lambda w: {"state_dict": BESIDE | {f"model.encoder.{k}": t for k, t in w.items()}},
         lambda w: {f"backbone.{k}": t for k, t in w.items()} | {"projection_head.weight": torch.zeros(2)},
     ],
 )

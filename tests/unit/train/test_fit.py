@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchgeo.samplers import GridGeoSampler
 
 from landseg.errors import RunInterruptedError
-from landseg.model.pspnet import Architecture
+from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import Augmentation
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
 from landseg.train.labels import LabelCodes
@@ -44,8 +44,8 @@ class Small(nn.Module):
 class Recorded(Training):
     """A training that notes its batches, and may lose power."""
 
-    def __init__(self, fails_at: int | None = None) -> None:
-        schedule = Schedule(steps=STEPS, learning_rate=1e-3, weight_decay=0.05, warm_up_steps=1)
+    def __init__(self, fails_at: int | None = None, steps: int = STEPS) -> None:
+        schedule = Schedule(steps=steps, learning_rate=1e-3, weight_decay=0.05, warm_up_steps=1)
         super().__init__(Architecture(bins=(1,)), (130.0, 120.0, 110.0), (50.0, 45.0, 40.0), schedule)
         self.network = Small()  # type: ignore[assignment]
         self.fails_at = fails_at
@@ -166,8 +166,8 @@ def test_another_seed_draws_other_chips(
 class Watched(Recorded):
     """A training that notes its weights after each step."""
 
-    def __init__(self, fails_at: int | None = None) -> None:
-        super().__init__(fails_at)
+    def __init__(self, fails_at: int | None = None, steps: int = STEPS) -> None:
+        super().__init__(fails_at, steps)
         self.after: list[dict[str, Tensor]] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -228,23 +228,41 @@ def test_tensorboard_gets_the_same_losses(corner: Pair, tmp_path: Path) -> None:
     assert [event.value for event in events] == pytest.approx(logged(tmp_path, "loss"), rel=1e-6)
 
 
-def test_training_ends_early_with_the_best_weights(corner: Pair, tmp_path: Path) -> None:
-    class Standing(Watched):
-        """A training that does not get better after its first epoch."""
+class Standing(Watched):
+    """A training that does not get better after its first epoch."""
 
-        def on_validation_epoch_end(self) -> None:
-            self.log("val_miou", 0.3 - 0.1 * self.current_epoch)
-            self.confusion.reset()
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_miou", 0.3 - 0.1 * self.current_epoch)
+        self.confusion.reset()
 
+
+@pytest.mark.parametrize("steps", [2 * EPOCH, 5 * EPOCH])
+def test_training_ends_early_with_the_best_weights(corner: Pair, tmp_path: Path, steps: int) -> None:
     torch.manual_seed(0)
-    training = Standing()
+    training = Standing(steps=steps)
 
     kept = run(corner, tmp_path, training, conduct=Conduct(patience=1, quiet=True), validate=True)
 
-    assert len(training.seen) == 2 * EPOCH == STEPS
-    again = run(corner, tmp_path, fresh(), conduct=Conduct(patience=1, quiet=True), validate=True)
-    assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
+    assert len(training.seen) == 2 * EPOCH
     assert all(torch.equal(tensor, training.after[EPOCH - 1][name]) for name, tensor in kept.items())
+    # It has ended, though there are steps left.
+    for _ in range(2):
+        again = Standing(steps=steps)
+        weights = run(corner, tmp_path, again, conduct=Conduct(patience=1, quiet=True), validate=True)
+        assert again.seen == []
+        assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
+
+
+def test_a_training_that_was_cut_off_in_its_patience_has_not_ended(corner: Pair, tmp_path: Path) -> None:
+    conduct = Conduct(patience=2, quiet=True)
+    with pytest.raises(OSError, match="power cut"):
+        run(corner, tmp_path, Standing(fails_at=2 * EPOCH, steps=5 * EPOCH), conduct=conduct, validate=True)
+    resumed = Standing(steps=5 * EPOCH)
+
+    run(corner, tmp_path, resumed, conduct=conduct, validate=True)
+
+    # One validation of two was in vain before.
+    assert len(resumed.seen) == EPOCH
 
 
 def test_first_steps_are_coarse_also_when_resumed() -> None:
@@ -265,6 +283,18 @@ def test_first_steps_are_coarse_also_when_resumed() -> None:
             sides.append(training.network.backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1])
 
     assert sides == [6, 6, 12, 12, 6]
+
+
+def test_a_training_whose_steps_were_all_coarse_gives_a_network_of_its_own_stride(corner: Pair, tmp_path: Path) -> None:
+    training = fresh()
+    training.network = PSPNet(Architecture(bins=(1,), stem="7x7"), auxiliary=True)
+    training.schedule = replace(training.schedule, steps=EPOCH, coarse_steps=EPOCH)
+
+    run(corner, tmp_path, training)
+
+    assert len(training.seen) == EPOCH
+    with torch.inference_mode():
+        assert training.network.eval().backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1] == 12
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])

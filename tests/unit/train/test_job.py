@@ -60,6 +60,16 @@ def test_training_writes_a_bundle_that_can_be_used(keys: dict[str, Any], corner:
     assert logits.isfinite().all()
 
 
+def test_a_finished_training_that_is_called_again_makes_its_bundle_anew(keys: dict[str, Any]) -> None:
+    first = train(TrainConfig.model_validate(keys), quiet=True)
+    keys["card"]["title"] = "Another"
+
+    again = train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert again.sha256 == first.sha256
+    assert again.card.title == "Another"
+
+
 def test_training_starts_from_published_weights(
     keys: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,6 +117,16 @@ def test_a_training_learns_from_a_teacher(keys: dict[str, Any], small_bundle: Pa
     assert log.loss.iloc[-1] < log.loss.iloc[0]
     assert bundle.card.training["optimisation"]["teacher"] == teacher
     assert not any("teacher" in name for name in torch.load(tmp_path / "runs/checkpoints/last.ckpt")["state_dict"])
+
+
+def test_patience_without_a_validation_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
+    keys["optimisation"]["patience"] = 2
+
+    with pytest.raises(ConfigError, match="patience needs a validation") as caught:
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert "data.validation" in str(caught.value.hint)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Named sets, each opened on a tiny tree of the form that its publisher gives it."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from landseg.train.landcover import (
     read_chips,
     settle,
 )
+from landseg.train.premises import of_data
 from landseg.train.samples import Source
 
 SIDE = 64
@@ -499,6 +501,64 @@ def test_a_named_set_is_trained_on_and_its_own_split_is_held_out(
     # Noise of the whole range, which JPEG dampens.
     np.testing.assert_allclose(card.mean, 127.5, atol=5)
     assert 45 < min(card.std) <= max(card.std) < 76
+
+
+def test_classes_of_a_sets_own_legend_may_be_weighted(make_tree: MakeTree, tmp_path: Path) -> None:
+    options = {"steps": 2, "batch": 2, "loader_workers": 0, "loss": {"class_weights": {"water": 2.0}}}
+
+    bundle = train(keys(make_tree("deepglobe"), tmp_path / "runs", optimisation=options), quiet=True)
+
+    assert bundle.card.training["optimisation"]["loss"]["class_weights"] == {"water": 2.0}
+
+
+def test_weighted_classes_that_a_set_has_not_are_refused(make_tree: MakeTree, tmp_path: Path) -> None:
+    options = {"steps": 2, "loader_workers": 0, "loss": {"class_weights": {"glacier": 2.0}}}
+    config = keys(make_tree("deepglobe"), tmp_path / "runs", optimisation=options)
+
+    with pytest.raises(ConfigError, match="class_weights names 'glacier'") as caught:
+        train(config, quiet=True)
+
+    assert "urban, agriculture" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(("name", "validated"), [("deepglobe", False), ("landcoverai", True)])
+def test_patience_needs_a_set_with_a_validation(
+    name: str, validated: bool, make_tree: MakeTree, tmp_path: Path
+) -> None:
+    options = {"steps": 2, "batch": 2, "checkpoint_every": 2, "loader_workers": 0, "patience": 1}
+    config = keys(make_tree(name), tmp_path / "runs", optimisation=options)
+
+    if validated:
+        assert train(config, quiet=True).card.training["optimisation"]["patience"] == 1
+    else:
+        with pytest.raises(ConfigError, match="patience needs a validation"):
+            train(config, quiet=True)
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+@pytest.mark.parametrize("name", ["landcoverai", "chesapeake"])
+def test_files_of_a_named_set_that_have_changed_are_told(name: str, split: Split, make_tree: MakeTree) -> None:
+    tree, known = make_tree(name), SETS[name]
+    data = keys(tree, tree.root / "runs").data
+    before = of_data(data, known.legend, validated=True)
+
+    labels = known.pairs(known.open(tree.root, known.splits[split], known.parts, False))[0].labels
+    os.utime(labels, (1, 1))
+
+    after = of_data(data, known.legend, validated=True)
+    assert [key for key in before if after[key] != before[key]] == [f"the files of the {split} split"]
+
+
+@pytest.mark.parametrize("name", ["loveda", "deepglobe"])
+def test_files_that_are_not_trained_on_do_not_matter(name: str, make_tree: MakeTree) -> None:
+    tree, known = make_tree(name), SETS[name]
+    data = keys(tree, tree.root / "runs").data
+    before = of_data(data, known.legend, validated=False)
+
+    held_out = known.open(tree.root, known.splits[known.held_out], known.parts, False)
+    os.utime(known.pairs(held_out)[0].labels, (1, 1))
+
+    assert of_data(data, known.legend, validated=False) == before
 
 
 def test_bands_of_another_name_are_refused_before_training(make_tree: MakeTree, tmp_path: Path) -> None:
