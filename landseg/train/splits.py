@@ -25,7 +25,7 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
 from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
-from landseg.train.samples import Pair, Pairs, Prepare, Sample, open_pairs, places
+from landseg.train.samples import ModelInput, Pair, Pairs, Prepare, Sample, TrainingScene, open_pairs, places
 
 CELLS_PER_CHIP = 4
 """How finely labels are counted: in cells of a quarter of a chip's side."""
@@ -185,7 +185,7 @@ def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
 def open_splits(
     pairs: Sequence[Pair],
     codes: LabelCodes,
-    gsd_m: float,
+    shown: ModelInput,
     *,
     chip_px: int,
     read_px: int | None = None,
@@ -199,7 +199,7 @@ def open_splits(
 
     Parameters
     ----------
-    pairs, codes, gsd_m, vary
+    pairs, codes, shown, vary
         See `landseg.train.samples.open_pairs`; ``vary`` changes samples of the training alone.
     chip_px
         Side of the chips.
@@ -218,23 +218,23 @@ def open_splits(
         no pixels to train on, or the split leaves a side empty.
     """
     read_px = read_px or chip_px
-    dataset = open_pairs(pairs, codes, gsd_m, vary=vary)
+    dataset = open_pairs(pairs, codes, shown, vary=vary)
     cell_px = max(1, chip_px // CELLS_PER_CHIP)
-    grounds = _survey(dataset, codes, gsd_m, cell_px)
+    grounds = _survey(dataset, codes, cell_px)
     held_out: Pairs | None = None
     closed: list[Bounds] = []
     if isinstance(validation, Blocks):
         blocks = _choose(grounds, validation, chip_px, seed)
         buffer_px = chip_px // 2 if validation.buffer_px is None else validation.buffer_px
         held_out = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
-        held_out.transforms = Prepare()
+        held_out.transforms = Prepare(mean=shown.mean)
         closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
     elif validation:
-        held_out = open_pairs(validation, codes, gsd_m, crs=CRS.from_user_input(dataset.crs))
-        others = _survey(held_out, codes, gsd_m, cell_px)
+        held_out = open_pairs(validation, codes, shown, like=dataset)
+        others = _survey(held_out, codes, cell_px)
         chips = [bounds for ground in others for bounds in _chips(ground, ground.grid.window, chip_px)]
         if not chips:
-            raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {gsd_m} m")
+            raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {shown.gsd_m} m")
         held_out = _restricted(held_out, chips)
         closed = [ground.grid.bounds for ground in others]
     regions = [
@@ -243,7 +243,7 @@ def open_splits(
         for region in _regions(ground, read_px, [ground.window(bounds) for bounds in closed])
     ]
     if not regions:
-        raise _no_room(validation, read_px, gsd_m)
+        raise _no_room(validation, read_px, shown.gsd_m)
     class_px = _count(regions, grounds)
     _check_classes(class_px, sum(ground.class_px.sum(axis=(0, 1)) for ground in grounds), codes)
     return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), held_out, read_px, class_px)
@@ -271,7 +271,7 @@ def _no_room(validation: Sequence[Pair] | Blocks | None, chip_px: int, gsd_m: fl
     return TrainingDataError(f"no training scene holds a chip of {chip_px} px at {gsd_m} m", "lower chip_px or gsd_m")
 
 
-def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> list[_Ground]:
+def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
     """Count the labels of every pair by cells.
 
     Raises
@@ -280,10 +280,16 @@ def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> li
         If labels hold unknown values, or nothing is labelled.
     """
     grounds = []
-    for one, (left, bottom, right, top) in zip(dataset.labels, dataset.scene_bounds, strict=True):
-        shape = tuple(max(1, math.floor(side / gsd_m + _TOLERANCE)) for side in (top - bottom, right - left))
-        grid = Grid((shape[0], shape[1]), from_origin(left, top, gsd_m, gsd_m), CRS.from_user_input(dataset.crs))
-        grounds.append(_Ground(grid, cell_px, _counted(grid, one, codes, cell_px)))
+    width, height = dataset.res
+    for scene, labels, (left, bottom, right, top) in zip(
+        dataset.scenes, dataset.labels, dataset.scene_bounds, strict=True
+    ):
+        rows, cols = (
+            max(1, math.floor(side / pixel + _TOLERANCE))
+            for side, pixel in ((top - bottom, height), (right - left, width))
+        )
+        grid = Grid((rows, cols), from_origin(left, top, width, height), CRS.from_user_input(dataset.crs))
+        grounds.append(_Ground(grid, cell_px, _counted(grid, scene, labels, codes, cell_px)))
     if not any(ground.class_px.any() for ground in grounds):
         raise TrainingDataError(
             f"no pixel of the labels has a known class where the scenes are, {dataset.labels[0].path} to begin with",
@@ -292,26 +298,31 @@ def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> li
     return grounds
 
 
-def _counted(grid: Grid, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:
-    """Count pixels, (rows of cells, cols of cells, K) int64."""
+def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:
+    """Count labelled pixels where the scene holds data, (rows of cells, cols of cells, K) int64."""
     classes, (rows, cols) = len(codes.names), grid.shape
     counts = np.zeros((-(-rows // cell_px), -(-cols // cell_px), classes), dtype=np.int64)
     unknown: Counter[Value | float] = Counter()
     # Labels may cover little of a scene.
     inside = _Ground(grid, cell_px, counts).window(labels.bounds)
     side = cell_px * max(1, _READ_PX // cell_px)
-    for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
-        window = Window(left, top, min(side, cols - left), min(side, rows - top))
-        if not _touch(window, inside):
-            continue
-        reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
-        unknown += reading.unknown
-        if len(unknown) > _MANY_VALUES:
-            break
-        row, col = np.nonzero(reading.channels != IGNORED)
-        part = counts[top // cell_px : -(-(top + side) // cell_px), left // cell_px : -(-(left + side) // cell_px)]
-        at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
-        part += np.bincount(at, minlength=part.size).reshape(part.shape)
+    all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float
+    with scene.opened(grid) as pixels:
+        for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
+            window = Window(left, top, min(side, cols - left), min(side, rows - top))
+            if not _touch(window, inside):
+                continue
+            reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
+            unknown += reading.unknown
+            if len(unknown) > _MANY_VALUES:
+                break
+            known = reading.channels != IGNORED
+            if known.any() and not all_valid:
+                known &= pixels.read(window).valid
+            row, col = np.nonzero(known)
+            part = counts[top // cell_px : -(-(top + side) // cell_px), left // cell_px : -(-(left + side) // cell_px)]
+            at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
+            part += np.bincount(at, minlength=part.size).reshape(part.shape)
     if unknown:
         raise codes.explain(unknown, labels.path)
     return counts
@@ -382,8 +393,8 @@ def _widened(window: Window, margin_px: int) -> Window:
 def _padded(ground: _Ground, window: Window) -> Bounds:
     """Give a window's bounds, and so little more that rounding can't make it too small for a chip."""
     left, bottom, right, top = ground.bounds(window)
-    pad = _TOLERANCE * ground.grid.transform.a
-    return left, bottom, right + pad, top + pad
+    transform = ground.grid.transform
+    return left, bottom, right + _TOLERANCE * transform.a, top - _TOLERANCE * transform.e
 
 
 def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterator[Window]:
