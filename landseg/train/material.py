@@ -85,7 +85,7 @@ def open_material(config: TrainConfig, shown: ModelInput, chip_px: int) -> Mater
 
 def _pairs(config: TrainConfig, shown: ModelInput, chip_px: int, vary: Augmentation) -> Material:
     legend, data = legend_of(config.legend), config.data
-    pairs = _located(data, data.training)
+    pairs, held_out = _located(data, data.training), _located(data, data.held_out)
     mean, std = band_statistics(open_scenes([pair.scene for pair in pairs], shown))
     splits = open_splits(
         pairs,
@@ -94,6 +94,7 @@ def _pairs(config: TrainConfig, shown: ModelInput, chip_px: int, vary: Augmentat
         chip_px=chip_px,
         read_px=vary.read_px(chip_px),
         validation=_validation(data),
+        held_out=held_out,
         seed=config.optimisation.seed,
         vary=vary,
     )
@@ -103,7 +104,7 @@ def _pairs(config: TrainConfig, shown: ModelInput, chip_px: int, vary: Augmentat
         None if splits.validation is None else Sites(splits.validation, splits.validation_sampler()),
         Statistics(mean, std, splits.class_shares),
         {"scenes": [str(pair.scene) for pair in data.training]},
-        held_out=_located(data, data.held_out),
+        held_out=held_out,
     )
 
 

@@ -5,6 +5,7 @@ scenes, or blocks of a scene with a strip around them that no training chip ente
 """
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from affine import Affine
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
+from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.windows import Window
@@ -25,10 +28,26 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
 from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
-from landseg.train.samples import ModelInput, Pair, Pairs, Prepare, Sample, TrainingScene, open_pairs, places
+from landseg.train.samples import (
+    ModelInput,
+    Pair,
+    Pairs,
+    Prepare,
+    Sample,
+    TrainingScene,
+    open_own_labels,
+    open_pairs,
+    open_scenes,
+    places,
+)
+
+log = logging.getLogger(__name__)
 
 CELLS_PER_CHIP = 4
 """How finely labels are counted: in cells of a quarter of a chip's side."""
+
+MOST_SHARED = 0.1
+"""Part of a held-out scene's labelled ground that the training may have too: tiles often overlap a little."""
 
 _READ_PX = 1024
 _MANY_VALUES = 1000
@@ -171,10 +190,31 @@ class _Ground:
 
     def window(self, bounds: Bounds) -> Window:
         """Give the smallest window of whole pixels around bounds; it may reach beyond the grid."""
-        left, top = ~self.grid.transform @ (bounds[0], bounds[3])
-        right, bottom = ~self.grid.transform @ (bounds[2], bounds[1])
-        col, row = math.floor(left + _TOLERANCE), math.floor(top + _TOLERANCE)
-        return Window(col, row, math.ceil(right - _TOLERANCE) - col, math.ceil(bottom - _TOLERANCE) - row)
+        corners = itertools.product((bounds[0], bounds[2]), (bounds[1], bounds[3]))
+        cols, rows = zip(*(~self.grid.transform @ corner for corner in corners), strict=True)
+        col, row = math.floor(min(cols) + _TOLERANCE), math.floor(min(rows) + _TOLERANCE)
+        return Window(col, row, math.ceil(max(cols) - _TOLERANCE) - col, math.ceil(max(rows) - _TOLERANCE) - row)
+
+    def shared_px(self, others: Sequence["_Ground"]) -> int:
+        """Count the labelled pixels of the cells whose centres lie in labelled cells of other grounds."""
+        rows, cols = np.nonzero(self.labelled)
+        ys, xs = (_centres(size, self.cell_px)[at] for size, at in zip(self.grid.shape, (rows, cols), strict=True))
+        places = _applied(self.grid.transform, xs, ys)
+        shared = np.zeros(len(rows), dtype=np.bool_)
+        for other in others:
+            to_other = Transformer.from_crs(self.grid.crs.to_wkt(), other.grid.crs.to_wkt(), always_xy=True)
+            x, y = _applied(~other.grid.transform, *to_other.transform(*places))
+            row, col = (np.floor(np.where(np.isfinite(at), at, -1)).astype(np.int64) for at in (y, x))
+            inside = (row >= 0) & (row < other.grid.shape[0]) & (col >= 0) & (col < other.grid.shape[1])
+            shared[inside] |= other.labelled[row[inside] // other.cell_px, col[inside] // other.cell_px]
+        return int(self.class_px[rows, cols].sum(axis=-1)[shared].sum())
+
+
+def _applied(
+    transform: Affine, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b, c, d, e, f, *_ = transform
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
@@ -190,6 +230,7 @@ def open_splits(
     chip_px: int,
     read_px: int | None = None,
     validation: Sequence[Pair] | Blocks | None = None,
+    held_out: Sequence[Pair] = (),
     seed: int = 1,
     vary: Callable[[Sample], Sample] | None = None,
 ) -> Splits:
@@ -208,6 +249,9 @@ def open_splits(
     validation
         Other pairs, whose ground is then left out of the training if the two overlap; or blocks of the training pairs;
         or None to train on everything.
+    held_out
+        Pairs that the trained model will be measured on. They are looked at, so that what is wrong with them is found
+        before the training.
     seed
         Of the choice of blocks: the same seed holds out the same ground.
 
@@ -215,27 +259,29 @@ def open_splits(
     ------
     TrainingDataError
         If the pairs can't be opened, labels hold values that the codes do not explain, nothing is labelled, a class has
-        no pixels to train on, or the split leaves a side empty.
+        no pixels to train on, the split leaves a side empty, or what is held out is trained on.
     """
     read_px = read_px or chip_px
     dataset = open_pairs(pairs, codes, shown, vary=vary)
     cell_px = max(1, chip_px // CELLS_PER_CHIP)
     grounds = _survey(dataset, codes, cell_px)
-    held_out: Pairs | None = None
+    for pair in held_out:
+        _check_held_out(pair, codes, shown, cell_px, grounds)
+    validated: Pairs | None = None
     closed: list[Bounds] = []
     if isinstance(validation, Blocks):
         blocks = _choose(grounds, validation, chip_px, seed)
         buffer_px = chip_px // 2 if validation.buffer_px is None else validation.buffer_px
-        held_out = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
-        held_out.transforms = Prepare(mean=shown.mean)
+        validated = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
+        validated.transforms = Prepare(mean=shown.mean)
         closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
     elif validation:
-        held_out = open_pairs(validation, codes, shown, like=dataset)
-        others = _survey(held_out, codes, cell_px)
+        validated = open_pairs(validation, codes, shown, like=dataset)
+        others = _survey(validated, codes, cell_px)
         chips = [bounds for ground in others for bounds in _chips(ground, ground.grid.window, chip_px)]
         if not chips:
             raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {shown.gsd_m} m")
-        held_out = _restricted(held_out, chips)
+        validated = _restricted(validated, chips)
         closed = [ground.grid.bounds for ground in others]
     regions = [
         (ground, region)
@@ -246,7 +292,7 @@ def open_splits(
         raise _no_room(validation, read_px, shown.gsd_m)
     class_px = _count(regions, grounds)
     _check_classes(class_px, sum(ground.class_px.sum(axis=(0, 1)) for ground in grounds), codes)
-    return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), held_out, read_px, class_px)
+    return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), validated, read_px, class_px)
 
 
 def _restricted(dataset: Pairs, bounds: Sequence[Bounds]) -> Pairs:
@@ -296,6 +342,32 @@ def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
             "see data.label_values: value in the labels -> class name",
         )
     return grounds
+
+
+def _check_held_out(
+    pair: Pair, codes: LabelCodes, shown: ModelInput, cell_px: int, training: Sequence[_Ground]
+) -> None:
+    """Open a pair as it will be mapped and compared, and see to it that it is no part of the training.
+
+    Raises
+    ------
+    TrainingDataError
+        If it can't be used, or shares more than `MOST_SHARED` of its labelled ground with the training's.
+    """
+    (scene,) = open_scenes([pair.scene], shown)
+    labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
+    ground = _Ground(scene.grid, cell_px, _counted(scene.grid, scene, labels, codes, cell_px))
+    if not ground.class_px.any():
+        raise TrainingDataError(
+            f"no pixel of {pair.labels} has a known class where the held-out scene {pair.scene} holds data",
+            "see data.label_values: value in the labels -> class name",
+        )
+    share = ground.shared_px(training) / int(ground.class_px.sum())
+    what = f"{share:.0%} of the ground that {pair.labels} labels for data.held_out is labelled in the training too"
+    if share > MOST_SHARED:
+        raise TrainingDataError(what, "hold out ground that nothing is trained on: a model knows what it has seen")
+    if share:
+        log.warning("%s", what)
 
 
 def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ import rasterio
 import shapely
 import torch
 import torchvision
+from rasterio.enums import ColorInterp
 from rasterio.features import shapes
 
 from landseg.config import LossConfig, OptimisationConfig, TrainConfig
@@ -127,6 +128,45 @@ def test_scenes_of_other_bands_than_the_model_s_are_refused(keys: dict[str, Any]
         TrainingDataError, match=r"dubai_tile2.tif does not say which .* nir(?s:.*)data\.band_numbers: \[n, n\]"
     ):
         train(TrainConfig.model_validate(keys), quiet=True)
+
+
+def test_held_out_scenes_are_looked_at_before_training(keys: dict[str, Any], apart: Pair, tmp_path: Path) -> None:
+    keys["data"]["held_out"] = [{"scene": apart.scene, "labels": tmp_path / "none.gpkg"}]
+
+    with pytest.raises(TrainingDataError, match=r"none\.gpkg"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert not (tmp_path / "runs").exists()
+
+
+def test_numbered_bands_are_trained_on_and_held_out_by_number(
+    keys: dict[str, Any], corner: Pair, apart: Pair, tmp_path: Path
+) -> None:
+    # Four bands, of which the file says nothing.
+    for path in (corner.scene, apart.scene):
+        with rasterio.open(path) as source:
+            profile = {**source.profile, "count": 4, "photometric": "MINISBLACK"}
+            with rasterio.open(tmp_path / path.name, "w", **profile) as plain:
+                plain.write(source.read((3, 2, 1, 1)))
+                plain.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * 3]
+    keys["data"]["training"] = [{"scene": tmp_path / corner.scene.name, "labels": corner.labels}]
+    keys["data"]["held_out"] = [{"scene": tmp_path / apart.scene.name, "labels": apart.labels}]
+
+    with pytest.raises(TrainingDataError, match=r"dubai_tile2\.tif does not say(?s:.*)data\.band_numbers"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+    keys["data"]["band_numbers"] = [3, 2]
+    with pytest.raises(ConfigError, match=r"data\.band_numbers names 2 bands; the model reads 3"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+    keys["data"]["band_numbers"] = [3, 2, 1]
+    numbered = train(TrainConfig.model_validate(keys), quiet=True)
+
+    del keys["data"]["band_numbers"]
+    keys["out"] = tmp_path / "named"
+    keys["data"]["training"] = [{"scene": corner.scene, "labels": corner.labels}]
+    keys["data"]["held_out"] = [{"scene": apart.scene, "labels": apart.labels}]
+    named = train(TrainConfig.model_validate(keys), quiet=True)
+    assert numbered.sha256 == named.sha256
+    assert numbered.card.held_out == named.card.held_out
 
 
 def test_unknown_values_are_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:

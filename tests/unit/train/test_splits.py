@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -6,10 +7,12 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 import torch
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.vrt import WarpedVRT
 
 from landseg.errors import TrainingDataError
 from landseg.train.labels import IGNORED, LabelCodes
@@ -287,6 +290,59 @@ def test_a_class_that_is_held_out_whole_is_refused_with_the_reason(tmp_path: Pat
     assert "has no pixel in the training labels" in error.what
     assert error.hint is not None
     assert "optimisation.seed" in error.hint
+
+
+def test_held_out_pairs_that_can_t_be_measured_on_are_refused(tmp_path: Path) -> None:
+    training = make_pair(tmp_path, "a", halves(64, 96))
+    away = make_pair(tmp_path, "b", halves(64, 96), left=500)
+    misspelt = make_pair(tmp_path, "c", np.full((64, 96), 77, dtype=np.uint8), left=700)
+    bare = make_pair(tmp_path, "d", np.full((64, 96), 255, dtype=np.uint8), left=900)
+
+    for pair, what in (
+        (Pair(tmp_path / "none.tif", away.labels), f"there is no scene {tmp_path / 'none.tif'}"),
+        (Pair(away.scene, training.labels), f"the labels {training.labels} do not overlap the scene {away.scene}"),
+        (misspelt, f"{misspelt.labels} holds values that are no class: 77 (6,144 px)"),
+        (bare, f"no pixel of {bare.labels} has a known class where the held-out scene {bare.scene} holds data"),
+    ):
+        assert refusal([training], held_out=[away, pair]).what == what
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32640", "EPSG:32639"])
+def test_held_out_ground_that_is_trained_on_is_refused(tmp_path: Path, crs: str) -> None:
+    training, other = make_pair(tmp_path, "a", halves(64, 96)), make_pair(tmp_path, "b", halves(64, 96), left=48)
+    labels = tmp_path / "reprojected.tif"
+    with rasterio.open(other.labels) as source, WarpedVRT(source, crs=crs) as warped:
+        rasterio.shutil.copy(warped, labels, driver="GTiff")
+    scene = tmp_path / "scene.tif"
+    with rasterio.open(other.scene) as source, WarpedVRT(source, crs=crs, nodata=0) as warped:
+        rasterio.shutil.copy(warped, scene, driver="GTiff", photometric="RGB")
+
+    error = refusal([training], held_out=[Pair(scene, labels)])
+
+    assert re.search(r"^(49|50|51)% of the ground that .*reprojected\.tif labels for data\.held_out", error.what)
+
+
+def test_held_out_ground_may_lie_beside_what_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training = make_pair(tmp_path, "a", halves(64, 96))
+    neighbour = make_pair(tmp_path, "b", halves(64, 96), left=96)
+    overlapping = make_pair(tmp_path, "c", halves(64, 96), left=88)
+
+    open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[neighbour])
+    assert not caplog.records
+    open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[overlapping])
+
+    assert f"8% of the ground that {overlapping.labels} labels" in caplog.text
+
+
+def test_other_labels_of_the_same_scene_may_be_held_out(tmp_path: Path) -> None:
+    west, east = (np.full((64, 96), 255, dtype=np.uint8) for _ in range(2))
+    west[:, :48], east[:, 48:] = halves(64, 48), halves(64, 48)
+    training = make_pair(tmp_path, "a", west)
+    held_out = Pair(training.scene, make_pair(tmp_path, "b", east).labels)
+
+    splits = open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[held_out])
+
+    assert splits.class_px.sum() == 64 * 48
 
 
 def test_scenes_smaller_than_a_chip_are_refused(tmp_path: Path) -> None:
