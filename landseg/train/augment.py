@@ -9,6 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchgeo.datasets import stack_samples
 
+SMALLER_CHIPS = "reduce chip_px or optimisation.augmentation.scale, by whose product chips are read for training"
+"""What to do where the ground is too small for a chip."""
+
 
 class Augmentation:
     """Vary a sample as nadir imagery varies: any of the 8 symmetries, scale, and brightness, contrast and tint.

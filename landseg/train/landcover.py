@@ -25,7 +25,7 @@ from torchgeo.samplers import RandomGeoSampler
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import LandClass, Legend
 from landseg.predict import Predictor
-from landseg.train.augment import Augmentation
+from landseg.train.augment import SMALLER_CHIPS, Augmentation
 from landseg.train.evaluate import HALO_PX, Block
 from landseg.train.labels import IGNORED, LabelCodes
 from landseg.train.samples import ModelInput, Pair, Sites, Source, mean_and_std, open_pairs
@@ -341,7 +341,7 @@ class RandomCrops(Sampler[Crop]):
         if not any(places):
             rows, cols = max(chips.shapes)
             raise TrainingDataError(
-                f"no image is as large as a chip of {chip_px} px; the largest is {rows} x {cols} px", "reduce chip_px"
+                f"no image is as large as a chip of {chip_px} px; the largest is {rows} x {cols} px", SMALLER_CHIPS
             )
         self.places = torch.tensor(places, dtype=torch.float64)
         self.shapes = chips.shapes
@@ -440,7 +440,7 @@ def open_split(
 def _draw_from_scenes(scenes: GeoDataset, chip_px: int, length: int) -> RandomGeoSampler:
     sampler = RandomGeoSampler(scenes, size=chip_px, length=length)
     if not sampler.bounds:
-        raise TrainingDataError(f"no scene with labels is as large as a chip of {chip_px} px", "reduce chip_px")
+        raise TrainingDataError(f"no scene with labels is as large as a chip of {chip_px} px", SMALLER_CHIPS)
     return sampler
 
 

@@ -27,6 +27,7 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
+from landseg.train.augment import SMALLER_CHIPS
 from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
 from landseg.train.samples import (
     ModelInput,
@@ -307,14 +308,16 @@ def _no_room(validation: Sequence[Pair] | Blocks | None, chip_px: int, gsd_m: fl
     if isinstance(validation, Blocks):
         return TrainingDataError(
             f"the blocks held out and their buffer leave no room for a chip of {chip_px} px to train on",
-            "lower share, buffer_px or block_px of data.validation.blocks, or chip_px",
+            f"lower share, buffer_px or block_px of data.validation.blocks; or {SMALLER_CHIPS}",
         )
     if validation:
         return TrainingDataError(
             f"the scenes for validation leave no room for a chip of {chip_px} px to train on",
             "data.validation.scenes must not cover the ground of data.training",
         )
-    return TrainingDataError(f"no training scene holds a chip of {chip_px} px at {gsd_m} m", "lower chip_px or gsd_m")
+    return TrainingDataError(
+        f"no training scene holds a chip of {chip_px} px at {gsd_m} m", f"{SMALLER_CHIPS}; or lower gsd_m"
+    )
 
 
 def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:

@@ -349,6 +349,7 @@ def test_scenes_smaller_than_a_chip_are_refused(tmp_path: Path) -> None:
     error = refusal([make_pair(tmp_path, "a", halves(64, 96))], chip_px=65)
 
     assert error.what == "no training scene holds a chip of 65 px at 1.0 m"
+    assert "optimisation.augmentation.scale" in str(error.hint)
 
 
 def test_blocks_of_which_none_is_left_are_refused(tmp_path: Path) -> None:
