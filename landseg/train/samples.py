@@ -6,10 +6,11 @@ legend, and `IGNORED` where nothing is known or the scene holds no data.
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ _EVERY_PX = 8
 """Along rows and columns, which pixels are measured."""
 
 _READ_PX = 1024
+_MOST_OPEN = 128
 # In pixels, over a whole scene; what rounding leaves of coordinates is far less.
 _TOLERANCE = 1e-3
 
@@ -118,34 +120,46 @@ class TrainingScene:
     grid: Grid
     ranges: ValueRanges
 
-    def read(self, grid: Grid) -> NDArray[np.float32]:
+    def read(self, place: Grid, lattice: Grid) -> NDArray[np.float32]:
         """Read a place that may reach beyond the scene, (C, H, W) on the scale 0-255; NaN where there is no data.
 
-        It is resampled, but for places on the scene's own pixels.
+        Parameters
+        ----------
+        place
+            In any CRS.
+        lattice
+            The grid that most places are parts of, for which the file is kept open; others take longer.
 
         Raises
         ------
         TrainingDataError
             If the file is damaged.
         """
-        own, (rows, cols) = self.info.grid, grid.shape
-        offset = _offset(own, grid)
+        offset = _offset(lattice, place)
         if offset is None:
-            with self.opened(grid) as scene:
-                return self.scaled(scene.read(grid.window))
+            with self.opened(place) as scene:
+                return self.scaled(scene.read(place.window))
+        (row, col), (rows, cols) = offset, place.shape
         values = np.full((len(self.bands), rows, cols), np.nan, dtype=np.float32)
-        row, col = offset
-        top, left, bottom, right = (
-            max(row, 0),
-            max(col, 0),
-            min(row + rows, own.shape[0]),
-            min(col + cols, own.shape[1]),
-        )
+        top, left = max(row, 0), max(col, 0)
+        bottom, right = min(row + rows, lattice.shape[0]), min(col + cols, lattice.shape[1])
         if top < bottom and left < right:
-            with self.opened(own) as scene:
+            with _telling():
+                scene = _kept_open(self.info, self.bands, lattice, os.getpid())
                 part = scene.read(Window(left, top, right - left, bottom - top))
             values[:, top - row : bottom - row, left - col : right - col] = self.scaled(part)
         return values
+
+    def lattice(self, bounds: Bounds, crs: CRS, res: tuple[float, float]) -> Grid:
+        """Give the grid of pixels of some width and height within its bounds in a CRS: its own, if that is the same."""
+        left, bottom, right, top = bounds
+        width, height = res
+        rows, cols = (
+            math.floor(side / pixel + _TOLERANCE) for side, pixel in ((top - bottom, height), (right - left, width))
+        )
+        grid = Grid((max(1, rows), max(1, cols)), from_origin(left, top, width, height), crs)
+        own = self.info.grid
+        return own if own.shape == grid.shape and _offset(own, grid) == (0, 0) else grid
 
     @contextmanager
     def opened(self, grid: Grid) -> Iterator[RasterScene]:
@@ -156,12 +170,8 @@ class TrainingScene:
         TrainingDataError
             If a window can't be read.
         """
-        try:
-            # Anew each time: an open file must not pass on to the processes that load samples.
-            with RasterScene(self.info, self.bands, grid) as scene:
-                yield scene
-        except SceneError as error:
-            raise TrainingDataError(error.what, error.hint) from error
+        with _telling(), RasterScene(self.info, self.bands, grid) as scene:
+            yield scene
 
     def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
         """Bring what was read to the scale 0-255, (C, H, W); NaN where it is not valid."""
@@ -174,6 +184,29 @@ class TrainingScene:
     @cached_property
     def _to_bytes(self) -> Normalisation:
         return Normalisation.of(self.ranges, (0.0,) * len(self.bands), (1.0,) * len(self.bands))
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Turn what is wrong with a scene into `TrainingDataError`."""
+    try:
+        yield
+    except SceneError as error:
+        raise TrainingDataError(error.what, error.hint) from error
+
+
+@lru_cache(_MOST_OPEN)
+def _kept_open(
+    info: SceneInfo,
+    bands: tuple[int, ...],
+    grid: Grid,
+    process: int,  # noqa: ARG001
+) -> RasterScene:
+    """Open a scene for a process: blocks that are read stay decoded as long as the file is open.
+
+    A process that loads samples begins with what its parent has opened, which it must not read from.
+    """
+    return RasterScene(info, bands, grid)
 
 
 def _offset(own: Grid, other: Grid) -> tuple[int, int] | None:
@@ -279,16 +312,18 @@ class Scenes(GeoDataset):
         for path, bounds in zip(self.paths, self.scene_bounds, strict=True):
             if not np.isfinite(bounds).all():
                 raise TrainingDataError(f"the scene {path} lies outside of {crs}, in which {self.paths[0]} is")
+        self.lattices = tuple(
+            scene.lattice(bounds, crs, res) for scene, bounds in zip(scenes, self.scene_bounds, strict=True)
+        )
         self.index = places(self.scene_bounds, crs, filepath=self.paths)
 
     def __getitem__(self, query: Any) -> Sample:
         """Read the pixels of a place; NaN where there is no data."""
         grid = _grid(self, query)
         image = np.full((len(self.scenes[0].bands), *grid.shape), np.nan, dtype=np.float32)
-        for scene, bounds in zip(self.scenes, self.scene_bounds, strict=True):
-            empty = np.isnan(image)
-            if empty.any() and overlap(bounds, grid.bounds):
-                image = np.where(empty, scene.read(grid), image)
+        for scene, bounds, lattice in zip(self.scenes, self.scene_bounds, self.lattices, strict=True):
+            if overlap(bounds, grid.bounds) and (empty := np.isnan(image)).any():
+                image = np.where(empty, scene.read(grid, lattice), image)
         return {"crs": self.crs, "bounds": query, "image": torch.from_numpy(image)}
 
 
@@ -346,7 +381,7 @@ class Pairs(IntersectionDataset):
         super().__init__(scenes, labels, transforms=prepare)
         self.scenes = scenes.scenes
         self.labels = labels.labels
-        self.scene_bounds = scenes.scene_bounds
+        self.lattices = scenes.lattices
 
 
 def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:

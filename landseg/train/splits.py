@@ -18,8 +18,6 @@ from affine import Affine
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from pyproj import Transformer
-from rasterio.crs import CRS
-from rasterio.transform import from_origin
 from rasterio.windows import Window
 from rasterio.windows import bounds as window_bounds
 from torchgeo.datasets import GeoDataset
@@ -328,17 +326,10 @@ def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
     TrainingDataError
         If labels hold unknown values, or nothing is labelled.
     """
-    grounds = []
-    width, height = dataset.res
-    for scene, labels, (left, bottom, right, top) in zip(
-        dataset.scenes, dataset.labels, dataset.scene_bounds, strict=True
-    ):
-        rows, cols = (
-            max(1, math.floor(side / pixel + _TOLERANCE))
-            for side, pixel in ((top - bottom, height), (right - left, width))
-        )
-        grid = Grid((rows, cols), from_origin(left, top, width, height), CRS.from_user_input(dataset.crs))
-        grounds.append(_Ground(grid, cell_px, _counted(grid, scene, labels, codes, cell_px)))
+    grounds = [
+        _Ground(grid, cell_px, _counted(grid, scene, labels, codes, cell_px))
+        for scene, labels, grid in zip(dataset.scenes, dataset.labels, dataset.lattices, strict=True)
+    ]
     if not any(ground.class_px.any() for ground in grounds):
         raise TrainingDataError(
             f"no pixel of the labels has a known class where the scenes are, {dataset.labels[0].path} to begin with",

@@ -13,10 +13,12 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.enums import Resampling
 from rasterio.windows import Window
+from torch.utils.data import DataLoader
 from torchgeo.samplers import GridGeoSampler
 
 from landseg.errors import TrainingDataError
 from landseg.scene import RasterScene, describe_scene, value_ranges, working_grid
+from landseg.train.augment import Augmentation
 from landseg.train.labels import IGNORED, LabelCodes
 from landseg.train.samples import ModelInput, Pair, band_statistics, open_pairs, open_scenes
 
@@ -165,6 +167,24 @@ def test_pixels_without_data_have_no_label_and_are_the_mean(
     assert (sample["image"][:, :, :40] == torch.tensor(mean)[:, None, None]).all()
     assert torch.equal(sample["mask"][:, 40:], plain["mask"][:, 40:])
     torch.testing.assert_close(sample["image"][:, :, 40:], plain["image"][:, :, 40:], rtol=0, atol=1)
+
+
+def test_pixels_without_data_are_the_mean_however_samples_are_varied(
+    tmp_path: Path, pair: Pair, pixels: NDArray[np.uint8]
+) -> None:
+    scene = hollow(tmp_path / "hollow.tif", pixels, "nodata")
+    land = write(tmp_path / "land.tif", np.ones((1, 64, 96), dtype=np.uint8))
+    mean = torch.tensor([10.1, 20.2, 30.3])
+    shown = ModelInput(1.0, mean=tuple(mean.tolist()))
+    dataset = open_pairs([Pair(scene, land)], CODES, shown, vary=Augmentation(scale=1.25))
+    torch.manual_seed(0)
+
+    for _ in range(20):
+        sample = dataset[500_010:500_070, 2_799_940:2_800_000]
+        # To the network: 0, as in mapping.
+        empty = (sample["image"] - mean[:, None, None] == 0).all(dim=0)
+        assert 0.2 < empty.float().mean() < 0.8
+        assert torch.equal(empty, sample["mask"] == IGNORED)
 
 
 @pytest.mark.parametrize("kind", ["nodata", "nan", "alpha", "mask"])
@@ -343,3 +363,13 @@ def test_datasets_may_pass_to_other_processes(pair: Pair) -> None:
 
     assert torch.equal(copied[place]["mask"], dataset[place]["mask"])
     assert torch.equal(copied[place]["image"], dataset[place]["image"])
+
+
+def test_processes_that_load_samples_read_what_their_parent_has_open(pair: Pair) -> None:
+    dataset = open_pairs([pair], CODES, ModelInput(1.0))
+    sites = 10 * list(GridGeoSampler(dataset, size=32))
+    expected = [dataset[place] for place in sites]
+
+    loaded = list(DataLoader(dataset, batch_size=None, sampler=sites, num_workers=2))
+
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(loaded, expected, strict=True))

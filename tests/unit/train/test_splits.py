@@ -307,7 +307,7 @@ def test_held_out_pairs_that_can_t_be_measured_on_are_refused(tmp_path: Path) ->
         assert refusal([training], held_out=[away, pair]).what == what
 
 
-@pytest.mark.parametrize("crs", ["EPSG:32640", "EPSG:32639"])
+@pytest.mark.parametrize("crs", ["EPSG:32640", "EPSG:32639", "EPSG:4326"])
 def test_held_out_ground_that_is_trained_on_is_refused(tmp_path: Path, crs: str) -> None:
     training, other = make_pair(tmp_path, "a", halves(64, 96)), make_pair(tmp_path, "b", halves(64, 96), left=48)
     labels = tmp_path / "reprojected.tif"
