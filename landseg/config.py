@@ -311,6 +311,9 @@ class DataConfig(Strict):
     held_out: tuple[PairConfig, ...] = ()
     validation: ValidationConfig | None = None
     dataset: DatasetConfig | None = None
+    band_numbers: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, description="numbers of the bands in every scene, from 1, in the order of 'bands'; by default by name"
+    )
     label_values: dict[LabelValue, str] | None = Field(
         None, description="value in the labels -> class name; by default the legend's class ids and names"
     )
@@ -324,7 +327,7 @@ class DataConfig(Strict):
             if not self.training:
                 raise ValueError("name what to train on: pairs under 'training', or a published set under 'dataset'")
             return self
-        for key in ("root", "training", "held_out", "validation"):
+        for key in ("root", "training", "held_out", "validation", "band_numbers"):
             if key in self.model_fields_set:
                 raise ValueError(f"'{key}' is for pairs of files, and 'dataset' has its own; leave one of them out")
         return self
@@ -489,7 +492,8 @@ class TrainConfig(Strict):
     out: Annotated[Path, ON_DISK] = Field(description="folder that gets the bundle, checkpoints and logs")
     legend: Classes = Field((), min_length=2, description="the classes to tell apart; by default a named set's own")
     start_from: str | None = Field(
-        None, description="model to fine-tune; what is left out of bands, gsd_m and chip_px is as it has it"
+        None,
+        description="model to fine-tune, whose bands it has; gsd_m and chip_px, if they are left out, are its own too",
     )
     bands: tuple[str, ...] | None = Field(None, min_length=1, description="by default red, green, blue")
     gsd_m: float | None = Field(None, gt=0)

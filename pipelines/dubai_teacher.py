@@ -24,6 +24,7 @@ from landseg.config import DataConfig, TrainConfig, load_config
 from landseg.train.fit import Chips, Schedule
 from landseg.train.losses import Objective
 from landseg.train.material import open_material
+from landseg.train.samples import ModelInput
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/train/dubai.yaml"
 STRIDE = 32
@@ -90,7 +91,7 @@ def load_encoder(teacher: Teacher, encoder: str) -> None:
 def train(config: TrainConfig, encoder: str, steps: int) -> Teacher:
     """Train on all of the configuration's pairs, varied as it says, and give the running average of the weights."""
     # All samples can be taught: the validation is the pupil's.
-    material = open_material(config, config.bands, config.gsd_m, CHIP_PX)
+    material = open_material(config, ModelInput(config.gsd_m, config.bands), CHIP_PX)
     chips = Chips(material.training, batch=BATCH, batches=steps, workers=1, seed=SEEDS[encoder])
     chips.trainer = None
     lightning.seed_everything(SEEDS[encoder], verbose=False)

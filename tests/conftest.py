@@ -1,5 +1,6 @@
 """Fixtures that several rooms share: a scene maker, a small bundle and the command line in this process."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,6 +83,17 @@ def corner(tmp_path_factory: pytest.TempPathFactory) -> Pair:
             with rasterio.open(folder / path.name, "w", **profile) as part:
                 part.write(source.read(window=CORNER))
     return Pair(folder / DEMO_SCENE.name, folder / DEMO_LABELS.name)
+
+
+@pytest.fixture(scope="session")
+def apart(tmp_path_factory: pytest.TempPathFactory, corner: Pair) -> Pair:
+    """Give the corner again, on other ground."""
+    folder = tmp_path_factory.mktemp("apart")
+    for path in (corner.scene, corner.labels):
+        moved = Path(shutil.copy(path, folder / path.name.replace("tile2", "tile0")))
+        with rasterio.open(moved, "r+") as file:
+            file.transform = Affine.translation(1000, 0) @ file.transform
+    return Pair(folder / "dubai_tile0.tif", folder / "dubai_tile0_labels.tif")
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchgeo.datasets import stack_samples
 
+SMALLER_CHIPS = "reduce chip_px or optimisation.augmentation.scale, by whose product chips are read for training"
+"""What to do where the ground is too small for a chip."""
+
 
 class Augmentation:
     """Vary a sample as nadir imagery varies: any of the 8 symmetries, scale, and brightness, contrast and tint.
+
+    Pixels that are NaN, since they hold no data, stay so, and no others depend on them but those mixed from them by
+    scaling, which become NaN too.
 
     Parameters
     ----------
@@ -60,7 +66,7 @@ class Augmentation:
         bands = image.shape[0]
         gain = 1 + self.contrast * _symmetric(1) + self.contrast / 3 * _symmetric(bands)
         shift = self.brightness * _symmetric(1) + self.brightness / 3 * _symmetric(bands)
-        centre = image.mean()
+        centre = image.nanmean() if image.isnan().any() else image.mean()
         recoloured = (image - centre) * gain[:, None, None] + centre + shift[:, None, None]
         return recoloured.clamp(0, 255).contiguous()
 

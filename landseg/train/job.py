@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landseg.config import DataConfig, OptimisationConfig, TrainConfig
-from landseg.errors import ConfigError, TrainingDataError
+from landseg.config import DataConfig, OptimisationConfig, RunConfig, TrainConfig
+from landseg.errors import ConfigError
 from landseg.legend import Legend
 from landseg.model.bundle import Bundle, Card, read_bundle, write_bundle
 from landseg.model.convert import load_backbone
@@ -29,7 +29,7 @@ from landseg.train.landcover import predictions, read_chips
 from landseg.train.losses import Objective
 from landseg.train.material import Material, open_material
 from landseg.train.premises import hold_to, of_data, of_optimisation
-from landseg.train.samples import Pair, Sites
+from landseg.train.samples import ModelInput, Pair, Sites
 from landseg.train.teacher import open_teacher
 from landseg.train.transfer import average, transfer
 from landseg.train.trial import evaluate
@@ -42,8 +42,7 @@ EXAMPLES = 6
 class _Terms:
     """What the network and its input are, as the configuration says or as the model to fine-tune has it."""
 
-    bands: tuple[str, ...]
-    gsd_m: float
+    shown: ModelInput
     chip_px: int
     base: Bundle | None
 
@@ -67,25 +66,19 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
     terms = _terms(config)
-    material = open_material(config, terms.bands, terms.gsd_m, terms.chip_px)
+    material = open_material(config, terms.shown, terms.chip_px)
     legend, statistics = material.legend, material.statistics
     _check_options(options, material)
-    if len(statistics.mean) != len(terms.bands):
-        raise TrainingDataError(
-            f"the training scenes have {len(statistics.mean)} bands; the model has {len(terms.bands)}",
-            f"bands: {', '.join(terms.bands)}",
-        )
     if terms.base is not None and options.start_share and legend.names != terms.base.card.legend.names:
         raise ConfigError(
             f"optimisation.start_share needs the classes of {terms.base.card.name}, in its order",
             f"they are {', '.join(terms.base.card.legend.names)}; or leave the key out",
         )
     architecture = _architecture(config, terms, len(legend))
-    # A model to fine-tune expects pixels on the scale that it was trained with.
     mean, std = (statistics.mean, statistics.std) if terms.base is None else (terms.base.card.mean, terms.base.card.std)
     teacher = None
     if options.teacher is not None:
-        teacher = open_teacher(options.teacher.models, terms.bands, legend.names, terms.chip_px)
+        teacher = open_teacher(options.teacher.models, terms.shown.bands, legend.names, terms.chip_px)
     objective = _objective(options, legend, statistics.shares)
     training = Training(architecture, mean, std, _schedule(options), objective, teacher)
     if terms.base is not None:
@@ -94,7 +87,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         load_backbone(training.network.backbone, options.initial_weights)
     premises = {
         "start_from": None if terms.base is None else terms.base.sha256,
-        **{name: getattr(terms, name) for name in ("bands", "gsd_m", "chip_px")},
+        "chip_px": terms.chip_px,
+        **{name: getattr(terms.shown, name) for name in ("bands", "gsd_m", "band_numbers", "value_range")},
         **{f"architecture.{name}": value for name, value in asdict(architecture).items()},
         **of_data(config.data, legend, validated=material.validation is not None),
         **of_optimisation(options),
@@ -122,11 +116,12 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         licence=config.card.licence,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         architecture=architecture,
-        bands=terms.bands,
-        gsd_m=terms.gsd_m,
+        bands=terms.shown.bands,
+        gsd_m=terms.shown.gsd_m,
         chip_px=terms.chip_px,
         mean=mean,
         std=std,
+        value_range=terms.shown.value_range,
         legend=legend,
         training={
             "data": config.card.training_data,
@@ -184,24 +179,34 @@ def _examples(training: Training, validation: Sites) -> list[Example]:
 
 def _terms(config: TrainConfig) -> _Terms:
     base = None if config.start_from is None else read_bundle(config.start_from)
-    bands = config.bands or (("red", "green", "blue") if base is None else base.card.bands)
-    gsd_m = config.gsd_m or (None if base is None else base.card.gsd_m)
+    card = None if base is None else base.card
+    bands = config.bands or (("red", "green", "blue") if card is None else card.bands)
+    if card is not None and bands != card.bands:
+        raise ConfigError(
+            f"the configuration names the bands {', '.join(bands)}; those of {card.name} are {', '.join(card.bands)}",
+            "leave the key 'bands' out, or start_from",
+        )
+    numbers = config.data.band_numbers
+    if numbers is not None and len(numbers) != len(bands):
+        raise ConfigError(
+            f"data.band_numbers names {len(numbers)} bands; the model reads {len(bands)} ({', '.join(bands)})",
+            "give the number of each of these, in this order",
+        )
+    gsd_m = config.gsd_m or (None if card is None else card.gsd_m)
     if gsd_m is None:
         raise ConfigError("the key 'gsd_m' is missing", "give the pixel size in metres to train at")
-    return _Terms(bands, gsd_m, config.chip_px or (240 if base is None else base.card.chip_px), base)
+    # A model to fine-tune expects pixels on the scale that it was trained with.
+    scale = (None, None) if card is None else (card.value_range, card.mean)
+    return _Terms(
+        ModelInput(gsd_m, bands, numbers, *scale), config.chip_px or (240 if card is None else card.chip_px), base
+    )
 
 
 def _architecture(config: TrainConfig, terms: _Terms, classes: int) -> Architecture:
     if terms.base is None:
         options = {} if config.architecture is None else config.architecture.model_dump()
-        return Architecture(in_channels=len(terms.bands), classes=classes, **options)
-    architecture = terms.base.card.architecture
-    if len(terms.bands) != architecture.in_channels:
-        raise ConfigError(
-            f"the configuration names {len(terms.bands)} bands; {terms.base.card.name} has {architecture.in_channels}",
-            f"its bands: {', '.join(terms.base.card.bands)}",
-        )
-    return replace(architecture, classes=classes)
+        return Architecture(in_channels=len(terms.shown.bands), classes=classes, **options)
+    return replace(terms.base.card.architecture, classes=classes)
 
 
 def _check_options(options: OptimisationConfig, material: Material) -> None:
@@ -235,6 +240,7 @@ def _measure_maps(bundle: Bundle, held_out: Sequence[Pair], data: DataConfig) ->
             str(pair.scene),
             pair.labels,
             data.label_values,
+            RunConfig(bands=data.band_numbers),
             ignored_values=data.ignored_values,
             class_column=pair.class_column,
             layer=pair.layer,

@@ -200,7 +200,7 @@ def open_labels(
     labels = (
         RasterLabels(path, codes, crs) if is_raster else VectorLabels(path, codes, crs, bounds, class_column, layer)
     )
-    if not _overlap(labels.bounds, bounds):
+    if not overlap(labels.bounds, bounds):
         raise TrainingDataError(f"the labels {path} do not overlap {ground}")
     return labels
 
@@ -212,7 +212,8 @@ def _is_vector(path: Path) -> bool:
         return False
 
 
-def _overlap(one: Bounds, other: Bounds) -> bool:
+def overlap(one: Bounds, other: Bounds) -> bool:
+    """Say whether two bounds in one CRS share ground."""
     # Comparisons with the NaN of bounds around nothing are false.
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 

@@ -8,7 +8,7 @@ splits them, `landseg.train.samples.open_pairs` reads them.
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,10 +25,10 @@ from torchgeo.samplers import RandomGeoSampler
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import LandClass, Legend
 from landseg.predict import Predictor
-from landseg.train.augment import Augmentation
+from landseg.train.augment import SMALLER_CHIPS, Augmentation
 from landseg.train.evaluate import HALO_PX, Block
 from landseg.train.labels import IGNORED, LabelCodes
-from landseg.train.samples import Pair, Sites, Source, mean_and_std, open_pairs
+from landseg.train.samples import ModelInput, Pair, Sites, Source, mean_and_std, open_pairs
 
 Split = Literal["training", "validation", "test"]
 
@@ -341,7 +341,7 @@ class RandomCrops(Sampler[Crop]):
         if not any(places):
             rows, cols = max(chips.shapes)
             raise TrainingDataError(
-                f"no image is as large as a chip of {chip_px} px; the largest is {rows} x {cols} px", "reduce chip_px"
+                f"no image is as large as a chip of {chip_px} px; the largest is {rows} x {cols} px", SMALLER_CHIPS
             )
         self.places = torch.tensor(places, dtype=torch.float64)
         self.shapes = chips.shapes
@@ -362,7 +362,7 @@ def open_split(
     root: Path,
     split: Split,
     codes: LabelCodes,
-    gsd_m: float,
+    shown: ModelInput,
     *,
     chip_px: int,
     parts: Sequence[str] = (),
@@ -381,8 +381,9 @@ def open_split(
         One of the set's splits.
     codes
         What its codes mean; see `LandCoverSet.codes`.
-    gsd_m
-        Pixel size to train at: tiles are resampled to it, images must have it.
+    shown
+        What is read of the images, whose bands are the set's: tiles are resampled to its pixel size, images must have
+        it.
     chip_px
         Side of the chips.
     parts
@@ -404,9 +405,9 @@ def open_split(
         if part not in chosen.parts:
             known = f"its parts: {', '.join(chosen.parts)}" if chosen.parts else "leave out data.dataset.parts"
             raise ConfigError(f"{chosen.title} has no part '{part}'", known)
-    if not chosen.georeferenced and abs(gsd_m / chosen.gsd_m - 1) > GSD_TOLERANCE:
+    if not chosen.georeferenced and abs(shown.gsd_m / chosen.gsd_m - 1) > GSD_TOLERANCE:
         raise ConfigError(
-            f"gsd_m is {gsd_m}, and the images of {chosen.title} are never resampled",
+            f"gsd_m is {shown.gsd_m}, and the images of {chosen.title} are never resampled",
             f"give the size of their pixels: gsd_m: {chosen.gsd_m}",
         )
     if download and not chosen.downloadable:
@@ -428,7 +429,9 @@ def open_split(
         raise TrainingDataError(missing, hint)
     read_px = chip_px if vary is None else vary.read_px(chip_px)
     if chosen.georeferenced:
-        scenes = open_pairs(pairs, codes, gsd_m, vary=vary)
+        # Known, whatever the tiles say of them.
+        numbers = tuple(range(1, len(chosen.bands) + 1))
+        scenes = open_pairs(pairs, codes, replace(shown, band_numbers=numbers), vary=vary)
         return Source(scenes, partial(_draw_from_scenes, scenes, read_px))
     chips = ImageChips(opened, pairs, codes, vary)
     return Source(chips, partial(RandomCrops, chips, chip_px=read_px))
@@ -437,7 +440,7 @@ def open_split(
 def _draw_from_scenes(scenes: GeoDataset, chip_px: int, length: int) -> RandomGeoSampler:
     sampler = RandomGeoSampler(scenes, size=chip_px, length=length)
     if not sampler.bounds:
-        raise TrainingDataError(f"no scene with labels is as large as a chip of {chip_px} px", "reduce chip_px")
+        raise TrainingDataError(f"no scene with labels is as large as a chip of {chip_px} px", SMALLER_CHIPS)
     return sampler
 
 
@@ -478,7 +481,7 @@ class Statistics:
 
 
 def measure(batches: Iterator[dict[str, Tensor]], classes: int) -> Statistics:
-    """Measure bands and classes over batches of samples.
+    """Measure bands and classes over batches of samples; pixels that are NaN hold no data and are left out.
 
     Raises
     ------
@@ -489,9 +492,11 @@ def measure(batches: Iterator[dict[str, Tensor]], classes: int) -> Statistics:
     counts = np.zeros(classes, dtype=np.float64)
     for batch in batches:
         image, mask = batch["image"].double(), batch["mask"]
+        valid = ~image.isnan().any(dim=1)
+        image = image.nan_to_num(nan=0.0)
         sums.append(image.sum(dim=(0, 2, 3)).numpy())
         squares.append((image**2).sum(dim=(0, 2, 3)).numpy())
-        pixels += mask.numel()
+        pixels += int(valid.sum())
         counts += torch.bincount(mask[mask != IGNORED], minlength=classes).numpy()
     if counts.sum() == 0:
         raise TrainingDataError("no pixel of the labels has a known class", "see data.label_values: code -> class name")

@@ -1,7 +1,7 @@
 """What a configuration trains on: a user's own pairs of scene and labels, or a published set by its name."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from landseg.legend import Legend
 from landseg.train.augment import Augmentation
 from landseg.train.labels import LabelCodes
 from landseg.train.landcover import SETS, Statistics, measure, open_split, read_chips, settle
-from landseg.train.samples import Pair, Sites, Source, band_statistics
+from landseg.train.samples import ModelInput, Pair, Sites, Source, band_statistics, open_scenes
 from landseg.train.splits import Blocks, open_splits
 
 VALIDATED_CHIPS = 64
@@ -50,15 +50,17 @@ class Material:
     held_out_chips: tuple[str, Sites] | None = None
 
 
-def open_material(config: TrainConfig, bands: Sequence[str], gsd_m: float, chip_px: int) -> Material:
+def open_material(config: TrainConfig, shown: ModelInput, chip_px: int) -> Material:
     """Open what is trained on and measure it.
 
     Parameters
     ----------
     config
         Its data, legend and augmentation are looked at.
-    bands, gsd_m, chip_px
-        As the network will see them.
+    shown
+        What the network will see of the scenes; without a mean, it is the training's own.
+    chip_px
+        Side of its chips.
 
     Raises
     ------
@@ -70,10 +72,10 @@ def open_material(config: TrainConfig, bands: Sequence[str], gsd_m: float, chip_
     """
     vary = Augmentation(**config.optimisation.augmentation.model_dump(exclude={"cutmix"}))
     if config.data.dataset is None:
-        material = _pairs(config, gsd_m, chip_px, vary)
+        material = _pairs(config, shown, chip_px, vary)
         where = "the training labels"
     else:
-        material = _named_set(config, config.data.dataset, bands, gsd_m, chip_px, vary)
+        material = _named_set(config, config.data.dataset, shown, chip_px, vary)
         where = "the chips drawn to measure the training split"
     for name, share in zip(material.legend.names, material.statistics.shares, strict=True):
         if share == 0:
@@ -81,16 +83,18 @@ def open_material(config: TrainConfig, bands: Sequence[str], gsd_m: float, chip_
     return material
 
 
-def _pairs(config: TrainConfig, gsd_m: float, chip_px: int, vary: Augmentation) -> Material:
+def _pairs(config: TrainConfig, shown: ModelInput, chip_px: int, vary: Augmentation) -> Material:
     legend, data = legend_of(config.legend), config.data
-    pairs = _located(data, data.training)
+    pairs, held_out = _located(data, data.training), _located(data, data.held_out)
+    mean, std = band_statistics(open_scenes([pair.scene for pair in pairs], shown))
     splits = open_splits(
         pairs,
         label_codes(data.label_values, legend, data.ignored_values),
-        gsd_m,
+        replace(shown, mean=shown.mean or mean),
         chip_px=chip_px,
         read_px=vary.read_px(chip_px),
         validation=_validation(data),
+        held_out=held_out,
         seed=config.optimisation.seed,
         vary=vary,
     )
@@ -98,9 +102,9 @@ def _pairs(config: TrainConfig, gsd_m: float, chip_px: int, vary: Augmentation) 
         legend,
         Source(splits.training, splits.training_sampler),
         None if splits.validation is None else Sites(splits.validation, splits.validation_sampler()),
-        Statistics(*band_statistics(pairs), splits.class_shares),
+        Statistics(mean, std, splits.class_shares),
         {"scenes": [str(pair.scene) for pair in data.training]},
-        held_out=_located(data, data.held_out),
+        held_out=held_out,
     )
 
 
@@ -117,11 +121,11 @@ def _validation(data: DataConfig) -> list[Pair] | Blocks | None:
 
 
 def _named_set(
-    config: TrainConfig, chosen: DatasetConfig, bands: Sequence[str], gsd_m: float, chip_px: int, vary: Augmentation
+    config: TrainConfig, chosen: DatasetConfig, shown: ModelInput, chip_px: int, vary: Augmentation
 ) -> Material:
     """Open a published set; its figures come from chips, since most sets' images have no place to map."""
     known = SETS[chosen.name]
-    if tuple(bands) != known.bands:
+    if shown.bands != known.bands:
         raise ConfigError(
             f"the bands of {known.title} are not those of the configuration", f"bands: [{', '.join(known.bands)}]"
         )
@@ -131,29 +135,30 @@ def _named_set(
         chosen.name,
         chosen.root,
         codes=known.codes(config.data.label_values, legend),
-        gsd_m=gsd_m,
         chip_px=chip_px,
         parts=chosen.parts,
         download=chosen.download,
     )
     options = config.optimisation
-    measured = settle(opened(split="training"), chosen.measured_chips, options.seed)
+    measured = settle(opened(split="training", shown=replace(shown, mean=None)), chosen.measured_chips, options.seed)
+    statistics = measure(
+        read_chips(measured, batch=options.batch, workers=options.loader_workers, seed=options.seed), len(legend)
+    )
+    shown = replace(shown, mean=shown.mean or statistics.mean)
     what = f"{known.title}, {known.held_out} split, {chosen.measured_chips} random chips of {chip_px} px"
     validated = "validation" in known.splits and known.held_out != "validation"
     return Material(
         legend,
-        opened(split="training", vary=vary),
-        settle(opened(split="validation"), VALIDATED_CHIPS, options.seed) if validated else None,
-        measure(
-            read_chips(measured, batch=options.batch, workers=options.loader_workers, seed=options.seed), len(legend)
-        ),
+        opened(split="training", shown=shown, vary=vary),
+        settle(opened(split="validation", shown=shown), VALIDATED_CHIPS, options.seed) if validated else None,
+        statistics,
         {
             "dataset": {"name": chosen.name, "parts": list(chosen.parts or known.parts)},
             "reference": known.reference,
             "terms": known.terms,
         },
         # Opened before the training, so that a split that is missing is missed in time.
-        held_out_chips=(what, settle(opened(split=known.held_out), chosen.measured_chips, options.seed)),
+        held_out_chips=(what, settle(opened(split=known.held_out, shown=shown), chosen.measured_chips, options.seed)),
     )
 
 

@@ -1,32 +1,55 @@
-"""Pairs of scene and labels as training samples, read by torchgeo.
+"""Pairs of scene and labels as training samples, drawn by torchgeo and read as scenes are for mapping.
 
 A sample is ``{"image": (C, H, W) float32 in 0-255, "mask": (H, W) int64}``; the mask holds channel indices into the
-legend, and `IGNORED` where nothing is known.
+legend, and `IGNORED` where nothing is known or the scene holds no data.
 """
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import rasterio
 import shapely
 import torch
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
 from rasterio.transform import from_origin
+from rasterio.windows import Window
 from torch.utils.data import Dataset, Sampler
-from torchgeo.datasets import GeoDataset, IntersectionDataset, RasterDataset
+from torchgeo.datasets import GeoDataset, IntersectionDataset
 
-from landseg.errors import TrainingDataError
+from landseg.chips import Normalisation
+from landseg.errors import BandError, CrsError, GsdError, SceneError, TrainingDataError
 from landseg.grid import Grid
-from landseg.train.labels import CLASS_COLUMN, IGNORED, Bounds, LabelCodes, Labels, open_labels
+from landseg.scene import (
+    Pixels,
+    RasterScene,
+    SceneInfo,
+    ValueRanges,
+    describe_scene,
+    match_bands,
+    value_ranges,
+    working_grid,
+)
+from landseg.train.labels import CLASS_COLUMN, IGNORED, Bounds, LabelCodes, Labels, open_labels, overlap
 
 Sample = dict[str, Any]
+
+_EVERY_PX = 8
+"""Along rows and columns, which pixels are measured."""
+
+_READ_PX = 1024
+_MOST_OPEN = 128
+# In pixels, over a whole scene; what rounding leaves of coordinates is far less.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +70,161 @@ class Pair:
     labels: Path
     class_column: str = CLASS_COLUMN
     layer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """What a network is shown of a scene.
+
+    Parameters
+    ----------
+    gsd_m
+        Pixel size in metres.
+    bands
+        Names of the bands in channel order.
+    band_numbers
+        Their numbers, from 1, in every scene; None to find them by their names.
+    value_range
+        The (low, high) that scenes which are not 8-bit are brought to 0-255 from; None for the 2nd and 98th percentiles
+        of each scene.
+    mean
+        Of each band on the scale 0-255: what pixels that hold no data get, which normalisation turns to 0 as
+        `landseg.chips.Normalisation` does. None to leave them NaN.
+    """
+
+    gsd_m: float
+    bands: tuple[str, ...] = ("red", "green", "blue")
+    band_numbers: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+    mean: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingScene:
+    """A scene with all that mapping would decide about it.
+
+    Parameters
+    ----------
+    info
+        Its header.
+    bands
+        Band numbers from 1, in channel order.
+    grid
+        What it would be mapped on.
+    ranges
+        What its values are scaled from.
+    """
+
+    info: SceneInfo
+    bands: tuple[int, ...]
+    grid: Grid
+    ranges: ValueRanges
+
+    def read(self, place: Grid, lattice: Grid) -> NDArray[np.float32]:
+        """Read a place that may reach beyond the scene, (C, H, W) on the scale 0-255; NaN where there is no data.
+
+        Parameters
+        ----------
+        place
+            In any CRS.
+        lattice
+            The grid that most places are parts of, for which the file is kept open; others take longer.
+
+        Raises
+        ------
+        TrainingDataError
+            If the file is damaged.
+        """
+        offset = _offset(lattice, place)
+        if offset is None:
+            with self.opened(place) as scene:
+                return self.scaled(scene.read(place.window))
+        (row, col), (rows, cols) = offset, place.shape
+        values = np.full((len(self.bands), rows, cols), np.nan, dtype=np.float32)
+        top, left = max(row, 0), max(col, 0)
+        bottom, right = min(row + rows, lattice.shape[0]), min(col + cols, lattice.shape[1])
+        if top < bottom and left < right:
+            with _telling():
+                scene = _kept_open(self.info, self.bands, lattice, os.getpid())
+                part = scene.read(Window(left, top, right - left, bottom - top))
+            values[:, top - row : bottom - row, left - col : right - col] = self.scaled(part)
+        return values
+
+    def lattice(self, bounds: Bounds, crs: CRS, res: tuple[float, float]) -> Grid:
+        """Give the grid of pixels of some width and height within its bounds in a CRS: its own, if that is the same."""
+        left, bottom, right, top = bounds
+        width, height = res
+        rows, cols = (
+            math.floor(side / pixel + _TOLERANCE) for side, pixel in ((top - bottom, height), (right - left, width))
+        )
+        grid = Grid((max(1, rows), max(1, cols)), from_origin(left, top, width, height), crs)
+        own = self.info.grid
+        return own if own.shape == grid.shape and _offset(own, grid) == (0, 0) else grid
+
+    @contextmanager
+    def opened(self, grid: Grid) -> Iterator[RasterScene]:
+        """Open it on a grid, for windows within it.
+
+        Raises
+        ------
+        TrainingDataError
+            If a window can't be read.
+        """
+        with _telling(), RasterScene(self.info, self.bands, grid) as scene:
+            yield scene
+
+    def scaled(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Bring what was read to the scale 0-255, (C, H, W); NaN where it is not valid."""
+        data = pixels.data if pixels.data.dtype == np.uint8 else pixels.data.astype(np.float32)
+        valid = torch.from_numpy(pixels.valid)
+        values: NDArray[np.float32] = self._to_bytes(torch.from_numpy(data)[None], valid[None])[0].numpy()
+        values[:, ~pixels.valid] = np.nan
+        return values
+
+    @cached_property
+    def _to_bytes(self) -> Normalisation:
+        return Normalisation.of(self.ranges, (0.0,) * len(self.bands), (1.0,) * len(self.bands))
+
+
+@contextmanager
+def _telling() -> Iterator[None]:
+    """Turn what is wrong with a scene into `TrainingDataError`."""
+    try:
+        yield
+    except SceneError as error:
+        raise TrainingDataError(error.what, error.hint) from error
+
+
+@lru_cache(_MOST_OPEN)
+def _kept_open(
+    info: SceneInfo,
+    bands: tuple[int, ...],
+    grid: Grid,
+    process: int,  # noqa: ARG001
+) -> RasterScene:
+    """Open a scene for a process: blocks that are read stay decoded as long as the file is open.
+
+    A process that loads samples begins with what its parent has opened, which it must not read from.
+    """
+    return RasterScene(info, bands, grid)
+
+
+def _offset(own: Grid, other: Grid) -> tuple[int, int] | None:
+    """Say at which (row, col) of a grid another one begins if the two have the same pixels; None if they don't."""
+    if own.crs != other.crs:
+        return None
+    sides = np.array([own.transform[i] - other.transform[i] for i in (0, 1, 3, 4)]) * max(*own.shape, *other.shape)
+    col, row = ~own.transform @ (other.transform.c, other.transform.f)
+    pixel = min(map(abs, _pixel(own)))
+    if np.abs(sides).max() > _TOLERANCE * pixel or max(abs(col - round(col)), abs(row - round(row))) > _TOLERANCE:
+        return None
+    return round(row), round(col)
+
+
+def _pixel(grid: Grid) -> tuple[float, float]:
+    """Give width and height of a pixel in CRS units, whichever way the grid is turned."""
+    a, b, _, d, e, *_ = grid.transform
+    return math.hypot(a, d), math.hypot(b, e)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +261,77 @@ class Sites:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Keep image and mask of what torchgeo read, and vary them.
+    """Keep image and mask of what was read, vary them, and take out what holds no data.
 
     Parameters
     ----------
     vary
-        Gives a changed copy of a sample; None to leave samples as they are.
+        Gives a changed copy of a sample, whose image is NaN where it depends on pixels without data; None to leave
+        samples as they are.
+    mean
+        What these pixels get in each band; None to leave them NaN.
     """
 
     vary: Callable[[Sample], Sample] | None = None
+    mean: tuple[float, ...] | None = None
 
     def __call__(self, sample: Sample) -> Sample:
         """Make the sample that the network gets."""
         sample = {"image": sample["image"], "mask": sample["mask"]}
-        return sample if self.vary is None else self.vary(sample)
+        if self.vary is not None:
+            sample = self.vary(sample)
+        empty = sample["image"].isnan().any(dim=0)
+        if not empty.any():
+            return sample
+        image, mask = sample["image"], sample["mask"].masked_fill(empty, IGNORED)
+        if self.mean is not None:
+            image = torch.where(empty, torch.tensor(self.mean)[:, None, None], image)
+        return sample | {"image": image, "mask": mask}
+
+
+class Scenes(GeoDataset):
+    """Scenes as one dataset; where several cover a place, the first that holds data there.
+
+    torchgeo's own `RasterDataset` knows neither nodata nor a scene's range of values, and takes bands as they come.
+
+    Parameters
+    ----------
+    scenes
+        To read.
+    crs
+        Of the places to read.
+    res
+        Width and height of a pixel in units of the CRS.
+    """
+
+    def __init__(self, scenes: Sequence[TrainingScene], crs: CRS, res: tuple[float, float]) -> None:
+        self.scenes = tuple(scenes)
+        self.scene_bounds: tuple[Bounds, ...] = tuple(scene.info.grid.bounds_in(crs) for scene in scenes)
+        self.paths = [scene.info.path for scene in scenes]
+        self._res = res
+        for path, bounds in zip(self.paths, self.scene_bounds, strict=True):
+            if not np.isfinite(bounds).all():
+                raise TrainingDataError(f"the scene {path} lies outside of {crs}, in which {self.paths[0]} is")
+        self.lattices = tuple(
+            scene.lattice(bounds, crs, res) for scene, bounds in zip(scenes, self.scene_bounds, strict=True)
+        )
+        self.index = places(self.scene_bounds, crs, filepath=self.paths)
+
+    def __getitem__(self, query: Any) -> Sample:
+        """Read the pixels of a place; NaN where there is no data."""
+        grid = _grid(self, query)
+        image = np.full((len(self.scenes[0].bands), *grid.shape), np.nan, dtype=np.float32)
+        for scene, bounds, lattice in zip(self.scenes, self.scene_bounds, self.lattices, strict=True):
+            if overlap(bounds, grid.bounds) and (empty := np.isnan(image)).any():
+                image = np.where(empty, scene.read(grid, lattice), image)
+        return {"crs": self.crs, "bounds": query, "image": torch.from_numpy(image)}
+
+
+def _grid(dataset: GeoDataset, query: Any) -> Grid:
+    """Give the pixels of a place that torchgeo asks for."""
+    x, y, _ = dataset._disambiguate_slice(query)
+    shape = (round((y.stop - y.start) / y.step), round((x.stop - x.start) / x.step))
+    return Grid(shape, from_origin(x.start, y.stop, x.step, y.step), CRS.from_user_input(dataset.crs))
 
 
 class PairedLabels(GeoDataset):
@@ -111,25 +346,22 @@ class PairedLabels(GeoDataset):
         Opened for the dataset's CRS.
     crs
         Of the places to read.
-    gsd_m
-        Pixel size in units of the CRS.
+    res
+        Width and height of a pixel in units of the CRS.
     """
 
-    def __init__(self, labels: Sequence[Labels], crs: CRS, gsd_m: float) -> None:
+    def __init__(self, labels: Sequence[Labels], crs: CRS, res: tuple[float, float]) -> None:
         self.labels = tuple(labels)
         self.paths = [str(one.path) for one in labels]
-        self._res = (gsd_m, gsd_m)
+        self._res = res
         self.index = places([one.bounds for one in labels], crs, filepath=self.paths)
 
     def __getitem__(self, query: Any) -> Sample:
         """Read the labels of a place."""
-        x, y, _ = self._disambiguate_slice(query)
-        shape = (round((y.stop - y.start) / y.step), round((x.stop - x.start) / x.step))
-        grid = Grid(shape, from_origin(x.start, y.stop, x.step, y.step), CRS.from_user_input(self.crs))
-        mask = np.full(shape, IGNORED, dtype=np.int64)
+        grid = _grid(self, query)
+        mask = np.full(grid.shape, IGNORED, dtype=np.int64)
         for one in self.labels:
-            left, bottom, right, top = one.bounds
-            if left < x.stop and x.start < right and bottom < y.stop and y.start < top:
+            if overlap(one.bounds, grid.bounds):
                 mask = np.where(mask == IGNORED, one.read(grid).channels, mask)
         return {"crs": self.crs, "bounds": query, "mask": torch.from_numpy(mask)}
 
@@ -139,26 +371,17 @@ class Pairs(IntersectionDataset):
 
     Parameters
     ----------
-    scenes
-        One for each pair, in any order.
-    labels
-        Of the same pairs.
-    bounds
-        Of each pair's scene, in the scenes' CRS and the labels' order.
-    transforms
+    scenes, labels
+        Of the same pairs, in the same order.
+    prepare
         What is done to each sample.
     """
 
-    def __init__(
-        self,
-        scenes: RasterDataset,
-        labels: PairedLabels,
-        bounds: Sequence[Bounds],
-        transforms: Callable[[Sample], Sample],
-    ) -> None:
-        super().__init__(scenes, labels, transforms=transforms)
+    def __init__(self, scenes: Scenes, labels: PairedLabels, prepare: Prepare) -> None:
+        super().__init__(scenes, labels, transforms=prepare)
+        self.scenes = scenes.scenes
         self.labels = labels.labels
-        self.scene_bounds = tuple(bounds)
+        self.lattices = scenes.lattices
 
 
 def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:
@@ -169,28 +392,62 @@ def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:
     return GeoDataFrame(columns, index=times, geometry=[shapely.box(*one) for one in bounds], crs=crs)
 
 
+def open_scenes(paths: Sequence[Path], shown: ModelInput) -> list[TrainingScene]:
+    """Decide about scenes what mapping would decide.
+
+    Raises
+    ------
+    TrainingDataError
+        If a scene is missing, unreadable, empty or without a CRS, its bands can't be told, or its pixels are too far
+        from the size wanted.
+    """
+    return [_open_scene(str(path), shown) for path in paths]
+
+
+def _open_scene(path: str, shown: ModelInput) -> TrainingScene:
+    names = ", ".join(shown.bands)
+    hint: str | None
+    try:
+        info = describe_scene(path)
+        bands = match_bands(info, shown.bands, shown.band_numbers)
+        return TrainingScene(info, bands, working_grid(info, shown.gsd_m), value_ranges(info, bands, shown.value_range))
+    except SceneError as error:
+        # Those of mapping name options that a training does not have.
+        match error:
+            case BandError():
+                numbers = ", ".join("n" * len(shown.bands))
+                hint = f"say by their numbers which bands of all scenes are {names}: data.band_numbers: [{numbers}]"
+            case GsdError():
+                hint = "train at a pixel size nearer to that of the scenes: gsd_m"
+            case CrsError():
+                hint = "georeference it first, in QGIS for example"
+            case _:
+                hint = error.hint
+        raise TrainingDataError(error.what, hint) from error
+
+
 def open_pairs(
     pairs: Sequence[Pair],
     codes: LabelCodes,
-    gsd_m: float,
+    shown: ModelInput,
     *,
-    crs: CRS | None = None,
+    like: GeoDataset | None = None,
     vary: Callable[[Sample], Sample] | None = None,
 ) -> Pairs:
-    """Open pairs as one torchgeo dataset, resampled to ``gsd_m``.
+    """Open pairs as one torchgeo dataset.
 
     Parameters
     ----------
     pairs
-        At least one; all scenes have the same bands.
+        At least one.
     codes
         What the values of the labels mean.
-    gsd_m
-        Pixel size in units of the CRS.
-    crs
-        To read the pairs in; by default the first scene's.
+    shown
+        What is read of the scenes.
+    like
+        Another dataset, in whose CRS and pixels to read; by default those that the first scene would be mapped on.
     vary
-        Changes each sample, for augmentation.
+        Changes each sample, for augmentation; see `Prepare`.
 
     Returns
     -------
@@ -200,60 +457,72 @@ def open_pairs(
     Raises
     ------
     TrainingDataError
-        If a file is missing, unreadable or without a projected CRS, scenes differ in their bands, or a scene and its
-        labels do not overlap.
+        If a scene can't be used, see `open_scenes`, or is in degrees, labels can't be read, or a scene and its labels
+        do not overlap.
     """
-    own = _check_scenes([pair.scene for pair in pairs])
-    crs = own if crs is None else crs
-    images = RasterDataset([str(pair.scene) for pair in pairs], crs=crs, res=gsd_m)
-    by_path = {p: g.bounds for p, g in zip(images.index.filepath, images.index.geometry, strict=True)}
-    bounds: list[Bounds] = [by_path[str(pair.scene)] for pair in pairs]
+    scenes = open_scenes([pair.scene for pair in pairs], shown)
+    for scene in scenes:
+        if scene.info.grid.crs.is_geographic:
+            raise TrainingDataError(
+                f"the scene {scene.info.path} is in degrees", "reproject it, to its UTM zone for example"
+            )
+    if like is None:
+        crs, res = scenes[0].grid.crs, _pixel(scenes[0].grid)
+    else:
+        crs, res = CRS.from_user_input(like.crs), like.res
+    images = Scenes(scenes, crs, res)
     labels = [
-        open_labels(
-            pair.labels,
-            codes,
-            crs,
-            ground,
-            f"the scene {pair.scene}",
-            class_column=pair.class_column,
-            layer=pair.layer,
-        )
-        for pair, ground in zip(pairs, bounds, strict=True)
+        open_own_labels(pair, codes, crs, ground) for pair, ground in zip(pairs, images.scene_bounds, strict=True)
     ]
-    return Pairs(images, PairedLabels(labels, crs, gsd_m), bounds, Prepare(vary))
+    return Pairs(images, PairedLabels(labels, crs, res), Prepare(vary, shown.mean))
 
 
-def _check_scenes(scenes: Sequence[Path]) -> CRS:
-    """Give the first scene's CRS if all can be read together."""
-    found = []
-    for path in scenes:
-        try:
-            with rasterio.open(path) as scene:
-                crs, bands = scene.crs, scene.count
-        except rasterio.errors.RasterioIOError as error:
-            raise TrainingDataError(f"can't read the scene {path}: {error}") from error
-        if crs is None:
-            raise TrainingDataError(f"{path} has no coordinate reference system", "georeference it first")
-        if crs.is_geographic:
-            raise TrainingDataError(f"the scene {path} is in degrees", "reproject it, to its UTM zone for example")
-        found.append((crs, bands))
-        if bands != found[0][1]:
-            raise TrainingDataError(f"the scene {path} has {bands} bands; {scenes[0]} has {found[0][1]}")
-    return found[0][0]
+def open_own_labels(pair: Pair, codes: LabelCodes, crs: CRS, ground: Bounds) -> Labels:
+    """Open the labels of a pair, in the CRS of its scene's bounds; see `landseg.train.labels.open_labels`."""
+    where = f"the scene {pair.scene}"
+    return open_labels(pair.labels, codes, crs, ground, where, class_column=pair.class_column, layer=pair.layer)
 
 
-def band_statistics(pairs: Sequence[Pair]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Measure mean and standard deviation of each band over all scenes, from reads at an eighth of the resolution."""
-    total, squares, count = 0.0, 0.0, 0
-    for pair in pairs:
-        with rasterio.open(pair.scene) as scene:
-            shape = (scene.count, max(1, scene.height // 8), max(1, scene.width // 8))
-            # Nearest neighbour: averaging would shrink the spread that single pixels have.
-            pixels = scene.read(out_shape=shape, resampling=Resampling.nearest).astype(np.float64)
-        total = total + pixels.sum(axis=(1, 2))
-        squares = squares + (pixels**2).sum(axis=(1, 2))
-        count += pixels.shape[1] * pixels.shape[2]
-    return mean_and_std(np.asarray(total), np.asarray(squares), count)
+def band_statistics(scenes: Sequence[TrainingScene]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Measure mean and standard deviation of each band on the scale 0-255, over the valid pixels of all scenes.
+
+    Every eighth pixel of every eighth row is measured, as it is: averages would shrink the spread that single pixels
+    have.
+
+    Raises
+    ------
+    TrainingDataError
+        If no pixel is valid.
+    """
+    total = np.zeros(len(scenes[0].bands))
+    squares, count = np.zeros_like(total), 0
+    for scene in scenes:
+        rows, cols = (_spread(size) for size in scene.grid.shape)
+        with scene.opened(scene.grid) as reader:
+            for window in _windows(scene.grid.shape):
+                (top, bottom), (left, right) = window.toranges()
+                row, col = rows[(top <= rows) & (rows < bottom)] - top, cols[(left <= cols) & (cols < right)] - left
+                pixels = reader.read(window)
+                some = Pixels(pixels.data[:, row[:, None], col], pixels.valid[row[:, None], col])
+                values = scene.scaled(some)[:, some.valid].astype(np.float64)
+                total += values.sum(axis=1)
+                squares += (values**2).sum(axis=1)
+                count += values.shape[1]
+    if count == 0:
+        raise TrainingDataError(f"no pixel of the training scenes is valid, {scenes[0].info.path} to begin with")
+    return mean_and_std(total, squares, count)
+
+
+def _spread(size: int) -> NDArray[np.int64]:
+    """Choose every eighth index, in the middle of its eight."""
+    count = max(1, size // _EVERY_PX)
+    return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
+
+
+def _windows(shape: tuple[int, int]) -> Iterator[Window]:
+    rows, cols = shape
+    for top, left in itertools.product(range(0, rows, _READ_PX), range(0, cols, _READ_PX)):
+        yield Window(left, top, min(_READ_PX, cols - left), min(_READ_PX, rows - top))
 
 
 def mean_and_std(

@@ -5,6 +5,7 @@ scenes, or blocks of a scene with a strip around them that no training chip ente
 """
 
 import itertools
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from affine import Affine
 from geopandas import GeoDataFrame
 from numpy.typing import NDArray
-from rasterio.crs import CRS
-from rasterio.transform import from_origin
+from pyproj import Transformer
 from rasterio.windows import Window
 from rasterio.windows import bounds as window_bounds
 from torchgeo.datasets import GeoDataset
@@ -24,11 +25,28 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
+from landseg.train.augment import SMALLER_CHIPS
 from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
-from landseg.train.samples import Pair, Pairs, Prepare, Sample, open_pairs, places
+from landseg.train.samples import (
+    ModelInput,
+    Pair,
+    Pairs,
+    Prepare,
+    Sample,
+    TrainingScene,
+    open_own_labels,
+    open_pairs,
+    open_scenes,
+    places,
+)
+
+log = logging.getLogger(__name__)
 
 CELLS_PER_CHIP = 4
 """How finely labels are counted: in cells of a quarter of a chip's side."""
+
+MOST_SHARED = 0.1
+"""Part of a held-out scene's labelled ground that the training may have too: tiles often overlap a little."""
 
 _READ_PX = 1024
 _MANY_VALUES = 1000
@@ -171,10 +189,31 @@ class _Ground:
 
     def window(self, bounds: Bounds) -> Window:
         """Give the smallest window of whole pixels around bounds; it may reach beyond the grid."""
-        left, top = ~self.grid.transform @ (bounds[0], bounds[3])
-        right, bottom = ~self.grid.transform @ (bounds[2], bounds[1])
-        col, row = math.floor(left + _TOLERANCE), math.floor(top + _TOLERANCE)
-        return Window(col, row, math.ceil(right - _TOLERANCE) - col, math.ceil(bottom - _TOLERANCE) - row)
+        corners = itertools.product((bounds[0], bounds[2]), (bounds[1], bounds[3]))
+        cols, rows = zip(*(~self.grid.transform @ corner for corner in corners), strict=True)
+        col, row = math.floor(min(cols) + _TOLERANCE), math.floor(min(rows) + _TOLERANCE)
+        return Window(col, row, math.ceil(max(cols) - _TOLERANCE) - col, math.ceil(max(rows) - _TOLERANCE) - row)
+
+    def shared_px(self, others: Sequence["_Ground"]) -> int:
+        """Count the labelled pixels of the cells whose centres lie in labelled cells of other grounds."""
+        rows, cols = np.nonzero(self.labelled)
+        ys, xs = (_centres(size, self.cell_px)[at] for size, at in zip(self.grid.shape, (rows, cols), strict=True))
+        places = _applied(self.grid.transform, xs, ys)
+        shared = np.zeros(len(rows), dtype=np.bool_)
+        for other in others:
+            to_other = Transformer.from_crs(self.grid.crs.to_wkt(), other.grid.crs.to_wkt(), always_xy=True)
+            x, y = _applied(~other.grid.transform, *to_other.transform(*places))
+            row, col = (np.floor(np.where(np.isfinite(at), at, -1)).astype(np.int64) for at in (y, x))
+            inside = (row >= 0) & (row < other.grid.shape[0]) & (col >= 0) & (col < other.grid.shape[1])
+            shared[inside] |= other.labelled[row[inside] // other.cell_px, col[inside] // other.cell_px]
+        return int(self.class_px[rows, cols].sum(axis=-1)[shared].sum())
+
+
+def _applied(
+    transform: Affine, x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b, c, d, e, f, *_ = transform
+    return a * x + b * y + c, d * x + e * y + f
 
 
 def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
@@ -185,11 +224,12 @@ def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
 def open_splits(
     pairs: Sequence[Pair],
     codes: LabelCodes,
-    gsd_m: float,
+    shown: ModelInput,
     *,
     chip_px: int,
     read_px: int | None = None,
     validation: Sequence[Pair] | Blocks | None = None,
+    held_out: Sequence[Pair] = (),
     seed: int = 1,
     vary: Callable[[Sample], Sample] | None = None,
 ) -> Splits:
@@ -199,7 +239,7 @@ def open_splits(
 
     Parameters
     ----------
-    pairs, codes, gsd_m, vary
+    pairs, codes, shown, vary
         See `landseg.train.samples.open_pairs`; ``vary`` changes samples of the training alone.
     chip_px
         Side of the chips.
@@ -208,6 +248,9 @@ def open_splits(
     validation
         Other pairs, whose ground is then left out of the training if the two overlap; or blocks of the training pairs;
         or None to train on everything.
+    held_out
+        Pairs that the trained model will be measured on. They are looked at, so that what is wrong with them is found
+        before the training.
     seed
         Of the choice of blocks: the same seed holds out the same ground.
 
@@ -215,27 +258,29 @@ def open_splits(
     ------
     TrainingDataError
         If the pairs can't be opened, labels hold values that the codes do not explain, nothing is labelled, a class has
-        no pixels to train on, or the split leaves a side empty.
+        no pixels to train on, the split leaves a side empty, or what is held out is trained on.
     """
     read_px = read_px or chip_px
-    dataset = open_pairs(pairs, codes, gsd_m, vary=vary)
+    dataset = open_pairs(pairs, codes, shown, vary=vary)
     cell_px = max(1, chip_px // CELLS_PER_CHIP)
-    grounds = _survey(dataset, codes, gsd_m, cell_px)
-    held_out: Pairs | None = None
+    grounds = _survey(dataset, codes, cell_px)
+    for pair in held_out:
+        _check_held_out(pair, codes, shown, cell_px, grounds)
+    validated: Pairs | None = None
     closed: list[Bounds] = []
     if isinstance(validation, Blocks):
         blocks = _choose(grounds, validation, chip_px, seed)
         buffer_px = chip_px // 2 if validation.buffer_px is None else validation.buffer_px
-        held_out = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
-        held_out.transforms = Prepare()
+        validated = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
+        validated.transforms = Prepare(mean=shown.mean)
         closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
     elif validation:
-        held_out = open_pairs(validation, codes, gsd_m, crs=CRS.from_user_input(dataset.crs))
-        others = _survey(held_out, codes, gsd_m, cell_px)
+        validated = open_pairs(validation, codes, shown, like=dataset)
+        others = _survey(validated, codes, cell_px)
         chips = [bounds for ground in others for bounds in _chips(ground, ground.grid.window, chip_px)]
         if not chips:
-            raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {gsd_m} m")
-        held_out = _restricted(held_out, chips)
+            raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {shown.gsd_m} m")
+        validated = _restricted(validated, chips)
         closed = [ground.grid.bounds for ground in others]
     regions = [
         (ground, region)
@@ -243,10 +288,10 @@ def open_splits(
         for region in _regions(ground, read_px, [ground.window(bounds) for bounds in closed])
     ]
     if not regions:
-        raise _no_room(validation, read_px, gsd_m)
+        raise _no_room(validation, read_px, shown.gsd_m)
     class_px = _count(regions, grounds)
     _check_classes(class_px, sum(ground.class_px.sum(axis=(0, 1)) for ground in grounds), codes)
-    return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), held_out, read_px, class_px)
+    return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), validated, read_px, class_px)
 
 
 def _restricted(dataset: Pairs, bounds: Sequence[Bounds]) -> Pairs:
@@ -261,17 +306,19 @@ def _no_room(validation: Sequence[Pair] | Blocks | None, chip_px: int, gsd_m: fl
     if isinstance(validation, Blocks):
         return TrainingDataError(
             f"the blocks held out and their buffer leave no room for a chip of {chip_px} px to train on",
-            "lower share, buffer_px or block_px of data.validation.blocks, or chip_px",
+            f"lower share, buffer_px or block_px of data.validation.blocks; or {SMALLER_CHIPS}",
         )
     if validation:
         return TrainingDataError(
             f"the scenes for validation leave no room for a chip of {chip_px} px to train on",
             "data.validation.scenes must not cover the ground of data.training",
         )
-    return TrainingDataError(f"no training scene holds a chip of {chip_px} px at {gsd_m} m", "lower chip_px or gsd_m")
+    return TrainingDataError(
+        f"no training scene holds a chip of {chip_px} px at {gsd_m} m", f"{SMALLER_CHIPS}; or lower gsd_m"
+    )
 
 
-def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> list[_Ground]:
+def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
     """Count the labels of every pair by cells.
 
     Raises
@@ -279,11 +326,10 @@ def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> li
     TrainingDataError
         If labels hold unknown values, or nothing is labelled.
     """
-    grounds = []
-    for one, (left, bottom, right, top) in zip(dataset.labels, dataset.scene_bounds, strict=True):
-        shape = tuple(max(1, math.floor(side / gsd_m + _TOLERANCE)) for side in (top - bottom, right - left))
-        grid = Grid((shape[0], shape[1]), from_origin(left, top, gsd_m, gsd_m), CRS.from_user_input(dataset.crs))
-        grounds.append(_Ground(grid, cell_px, _counted(grid, one, codes, cell_px)))
+    grounds = [
+        _Ground(grid, cell_px, _counted(grid, scene, labels, codes, cell_px))
+        for scene, labels, grid in zip(dataset.scenes, dataset.labels, dataset.lattices, strict=True)
+    ]
     if not any(ground.class_px.any() for ground in grounds):
         raise TrainingDataError(
             f"no pixel of the labels has a known class where the scenes are, {dataset.labels[0].path} to begin with",
@@ -292,26 +338,57 @@ def _survey(dataset: Pairs, codes: LabelCodes, gsd_m: float, cell_px: int) -> li
     return grounds
 
 
-def _counted(grid: Grid, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:
-    """Count pixels, (rows of cells, cols of cells, K) int64."""
+def _check_held_out(
+    pair: Pair, codes: LabelCodes, shown: ModelInput, cell_px: int, training: Sequence[_Ground]
+) -> None:
+    """Open a pair as it will be mapped and compared, and see to it that it is no part of the training.
+
+    Raises
+    ------
+    TrainingDataError
+        If it can't be used, or shares more than `MOST_SHARED` of its labelled ground with the training's.
+    """
+    (scene,) = open_scenes([pair.scene], shown)
+    labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
+    ground = _Ground(scene.grid, cell_px, _counted(scene.grid, scene, labels, codes, cell_px))
+    if not ground.class_px.any():
+        raise TrainingDataError(
+            f"no pixel of {pair.labels} has a known class where the held-out scene {pair.scene} holds data",
+            "see data.label_values: value in the labels -> class name",
+        )
+    share = ground.shared_px(training) / int(ground.class_px.sum())
+    what = f"{share:.0%} of the ground that {pair.labels} labels for data.held_out is labelled in the training too"
+    if share > MOST_SHARED:
+        raise TrainingDataError(what, "hold out ground that nothing is trained on: a model knows what it has seen")
+    if share:
+        log.warning("%s", what)
+
+
+def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:
+    """Count labelled pixels where the scene holds data, (rows of cells, cols of cells, K) int64."""
     classes, (rows, cols) = len(codes.names), grid.shape
     counts = np.zeros((-(-rows // cell_px), -(-cols // cell_px), classes), dtype=np.int64)
     unknown: Counter[Value | float] = Counter()
     # Labels may cover little of a scene.
     inside = _Ground(grid, cell_px, counts).window(labels.bounds)
     side = cell_px * max(1, _READ_PX // cell_px)
-    for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
-        window = Window(left, top, min(side, cols - left), min(side, rows - top))
-        if not _touch(window, inside):
-            continue
-        reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
-        unknown += reading.unknown
-        if len(unknown) > _MANY_VALUES:
-            break
-        row, col = np.nonzero(reading.channels != IGNORED)
-        part = counts[top // cell_px : -(-(top + side) // cell_px), left // cell_px : -(-(left + side) // cell_px)]
-        at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
-        part += np.bincount(at, minlength=part.size).reshape(part.shape)
+    all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float
+    with scene.opened(grid) as pixels:
+        for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
+            window = Window(left, top, min(side, cols - left), min(side, rows - top))
+            if not _touch(window, inside):
+                continue
+            reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
+            unknown += reading.unknown
+            if len(unknown) > _MANY_VALUES:
+                break
+            known = reading.channels != IGNORED
+            if known.any() and not all_valid:
+                known &= pixels.read(window).valid
+            row, col = np.nonzero(known)
+            part = counts[top // cell_px : -(-(top + side) // cell_px), left // cell_px : -(-(left + side) // cell_px)]
+            at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
+            part += np.bincount(at, minlength=part.size).reshape(part.shape)
     if unknown:
         raise codes.explain(unknown, labels.path)
     return counts
@@ -382,8 +459,8 @@ def _widened(window: Window, margin_px: int) -> Window:
 def _padded(ground: _Ground, window: Window) -> Bounds:
     """Give a window's bounds, and so little more that rounding can't make it too small for a chip."""
     left, bottom, right, top = ground.bounds(window)
-    pad = _TOLERANCE * ground.grid.transform.a
-    return left, bottom, right + pad, top + pad
+    transform = ground.grid.transform
+    return left, bottom, right + _TOLERANCE * transform.a, top - _TOLERANCE * transform.e
 
 
 def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterator[Window]:

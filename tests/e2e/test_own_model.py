@@ -23,11 +23,12 @@ from tests.conftest import ROOT, Landseg
 
 
 @pytest.fixture
-def config(corner: Pair, tmp_path: Path) -> Path:
+def config(corner: Pair, apart: Pair, tmp_path: Path) -> Path:
     """Give the shipped training, cut down to two steps on a corner of the demo."""
     values = yaml.safe_load((ROOT / "configs/train/dubai.yaml").read_text())
     pair = {"scene": corner.scene.name, "labels": corner.labels.name}
-    values["data"] |= {"training": [pair], "held_out": [pair], "root": "nowhere"}
+    held_out = {"scene": str(apart.scene), "labels": str(apart.labels)}
+    values["data"] |= {"training": [pair], "held_out": [held_out], "root": "nowhere"}
     # The corner has no room for blocks, and there is no teacher at hand.
     del values["data"]["validation"], values["optimisation"]["teacher"]
     values["optimisation"] |= {"steps": 2, "coarse_steps": 1, "batch": 2, "loader_workers": 0}
@@ -37,13 +38,13 @@ def config(corner: Pair, tmp_path: Path) -> Path:
     return path
 
 
-def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, config: Path, tmp_path: Path) -> None:
+def test_train_evaluate_and_map(landseg: Landseg, corner: Pair, apart: Pair, config: Path, tmp_path: Path) -> None:
     trained = landseg("train", config, "--data-root", corner.scene.parent, "--quiet")
     assert trained.code == 0, trained.err
     model = tmp_path / "runs" / "own"
     assert trained.out.splitlines()[-1] == str(model)
 
-    arguments = ("evaluate", "--model", model, "--scene", corner.scene, "--labels", corner.labels, "--quiet")
+    arguments = ("evaluate", "--model", model, "--scene", apart.scene, "--labels", apart.labels, "--quiet")
     values = "0=building,1=land,2=road,3=vegetation,4=water"
     evaluated = landseg(*arguments, "--label-values", values, "--json")
     assert evaluated.code == 0, evaluated.err

@@ -18,7 +18,7 @@ from torchgeo.samplers import RandomBatchGeoSampler, RandomGeoSampler
 
 from landseg.errors import TrainingDataError
 from landseg.train.labels import LabelCodes
-from landseg.train.samples import Pair
+from landseg.train.samples import ModelInput, Pair
 from landseg.train.splits import Blocks, Splits, open_splits
 
 CODES = LabelCodes({1: "land"}, ("land",))
@@ -47,9 +47,8 @@ class Case:
                 ) as file:  # fmt: skip
                     file.write(labels, 1)
             try:
-                splits = open_splits(
-                    [pair], CODES, self.gsd_m, chip_px=self.chip_px, validation=self.blocks, seed=self.seed
-                )
+                shown = ModelInput(self.gsd_m, ("grey",), band_numbers=(1,))
+                splits = open_splits([pair], CODES, shown, chip_px=self.chip_px, validation=self.blocks, seed=self.seed)
             except TrainingDataError:
                 # Nothing is left to train on, or to hold out: rightly so, as the law below on what is left shows.
                 reject()

@@ -43,6 +43,21 @@ def test_recolouring_changes_pixels_within_bounds_and_never_labels() -> None:
     assert np.mean(means) == pytest.approx(image.mean().item(), abs=5)
 
 
+def test_pixels_without_data_change_no_others() -> None:
+    image = torch.full((3, 40, 40), 100.0)
+    image[:, :, :20] = torch.nan
+    vary = Augmentation(scale=1.25)
+    torch.manual_seed(0)
+
+    for _ in range(50):
+        varied = vary({"image": image, "mask": torch.zeros(40, 40, dtype=torch.int64)})["image"]
+        empty = varied.isnan()
+        assert torch.equal(empty.all(dim=0), empty.any(dim=0))
+        assert 0.2 < empty.float().mean() < 0.8
+        # All that is left is one colour, as it was.
+        assert all(np.ptp(band[~band.isnan()].numpy()) < 1e-2 for band in varied)
+
+
 def test_augmentation_follows_the_seed() -> None:
     sample = {"image": torch.rand(3, 8, 8) * 255, "mask": torch.zeros(8, 8, dtype=torch.int64)}
     vary = Augmentation()

@@ -17,7 +17,7 @@ from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import Augmentation
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
 from landseg.train.labels import LabelCodes
-from landseg.train.samples import Pair, Sites, Source
+from landseg.train.samples import ModelInput, Pair, Sites, Source
 from landseg.train.splits import open_splits
 
 NAMES = ("building", "land", "road", "vegetation", "water")
@@ -62,8 +62,8 @@ def run(
     corner: Pair, folder: Path, training: Recorded, seed: int = 1, conduct: Conduct = QUIET, *, validate: bool = False
 ) -> dict[str, Tensor]:
     vary = Augmentation(scale=1.25)
-    splits = open_splits([corner], CODES, 1.0, chip_px=48, read_px=vary.read_px(48), vary=vary)
-    seen = open_splits([corner], CODES, 1.0, chip_px=48).training
+    splits = open_splits([corner], CODES, ModelInput(1.0), chip_px=48, read_px=vary.read_px(48), vary=vary)
+    seen = open_splits([corner], CODES, ModelInput(1.0), chip_px=48).training
     sites = Sites(seen, GridGeoSampler(seen, size=48, stride=48))
     source = Source(splits.training, splits.training_sampler)
     data = Chips(source, sites if validate else None, batch=2, batches=EPOCH, workers=0, seed=seed)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import rasterio
 import shapely
 import torch
 import torchvision
+from rasterio.enums import ColorInterp
 from rasterio.features import shapes
 
 from landseg.config import LossConfig, OptimisationConfig, TrainConfig
 from landseg.errors import BundleError, ConfigError, TrainingDataError
 from landseg.legend import LandClass, Legend
-from landseg.model.bundle import read_bundle
+from landseg.model.bundle import read_bundle, write_bundle
 from landseg.model.pspnet import PSPNet
 from landseg.train.fit import Chips, Training, fit
 from landseg.train.job import _objective, train
@@ -140,10 +142,51 @@ def test_a_class_without_pixels_is_refused_before_training(keys: dict[str, Any],
 
 
 def test_scenes_of_other_bands_than_the_model_s_are_refused(keys: dict[str, Any]) -> None:
-    keys["bands"] = ("red", "green")
+    keys["bands"] = ("red", "nir")
 
-    with pytest.raises(TrainingDataError, match="band"):
+    with pytest.raises(
+        TrainingDataError, match=r"dubai_tile2.tif does not say which .* nir(?s:.*)data\.band_numbers: \[n, n\]"
+    ):
         train(TrainConfig.model_validate(keys), quiet=True)
+
+
+def test_held_out_scenes_are_looked_at_before_training(keys: dict[str, Any], apart: Pair, tmp_path: Path) -> None:
+    keys["data"]["held_out"] = [{"scene": apart.scene, "labels": tmp_path / "none.gpkg"}]
+
+    with pytest.raises(TrainingDataError, match=r"none\.gpkg"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert not (tmp_path / "runs").exists()
+
+
+def test_numbered_bands_are_trained_on_and_held_out_by_number(
+    keys: dict[str, Any], corner: Pair, apart: Pair, tmp_path: Path
+) -> None:
+    # Four bands, of which the file says nothing.
+    for path in (corner.scene, apart.scene):
+        with rasterio.open(path) as source:
+            profile = {**source.profile, "count": 4, "photometric": "MINISBLACK"}
+            with rasterio.open(tmp_path / path.name, "w", **profile) as plain:
+                plain.write(source.read((3, 2, 1, 1)))
+                plain.colorinterp = [ColorInterp.gray, *[ColorInterp.undefined] * 3]
+    keys["data"]["training"] = [{"scene": tmp_path / corner.scene.name, "labels": corner.labels}]
+    keys["data"]["held_out"] = [{"scene": tmp_path / apart.scene.name, "labels": apart.labels}]
+
+    with pytest.raises(TrainingDataError, match=r"dubai_tile2\.tif does not say(?s:.*)data\.band_numbers"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+    keys["data"]["band_numbers"] = [3, 2]
+    with pytest.raises(ConfigError, match=r"data\.band_numbers names 2 bands; the model reads 3"):
+        train(TrainConfig.model_validate(keys), quiet=True)
+    keys["data"]["band_numbers"] = [3, 2, 1]
+    numbered = train(TrainConfig.model_validate(keys), quiet=True)
+
+    del keys["data"]["band_numbers"]
+    keys["out"] = tmp_path / "named"
+    keys["data"]["training"] = [{"scene": corner.scene, "labels": corner.labels}]
+    keys["data"]["held_out"] = [{"scene": apart.scene, "labels": apart.labels}]
+    named = train(TrainConfig.model_validate(keys), quiet=True)
+    assert numbered.sha256 == named.sha256
+    assert numbered.card.held_out == named.card.held_out
 
 
 def test_unknown_values_are_refused_before_training(keys: dict[str, Any], tmp_path: Path) -> None:
@@ -223,6 +266,35 @@ def test_fine_tuning_starts_where_a_model_ended(
     assert bundle.card.training["started_from"]["sha256"] == base.sha256
 
 
+def test_fine_tuning_keeps_the_range_of_values(
+    keys: dict[str, Any], corner: Pair, small_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = read_bundle(str(small_bundle))
+    card = replace(base.card, name="deep", value_range=(0.0, 2550.0))
+    with rasterio.open(corner.scene) as source:
+        profile = {**source.profile, "dtype": "uint16", "photometric": "RGB"}
+        with rasterio.open(tmp_path / "deep.tif", "w", **profile) as deep:
+            deep.write(source.read().astype(np.uint16) * 10)
+    keys["start_from"] = str(write_bundle(tmp_path / "deep", card, base.load_network()).folder)
+    keys["data"]["training"] = [{"scene": tmp_path / "deep.tif", "labels": corner.labels}]
+    keys["optimisation"]["augmentation"] = {"scale": 1, "contrast": 0, "brightness": 0}
+    del keys["architecture"]
+    seen: list[Chips] = []
+
+    def note(training: Training, chips: Chips, *arguments: Any, **options: Any) -> PSPNet:
+        seen.append(chips)
+        return fit(training, chips, *arguments, **options)
+
+    monkeypatch.setattr("landseg.train.job.fit", note)
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert bundle.card.value_range == (0.0, 2550.0)
+    image = seen[0].training.dataset[next(iter(seen[0].training.draw(1)))]["image"]
+    # A tenth of what the file holds; percentiles would not bring it to whole numbers.
+    torch.testing.assert_close(image, image.round(), rtol=0, atol=1e-3)
+    assert len(image.unique()) > 50
+
+
 def test_a_fine_tuned_network_is_averaged_with_what_it_began_as(
     keys: dict[str, Any], small_bundle: Path, tmp_path: Path
 ) -> None:
@@ -265,7 +337,7 @@ def test_averaging_needs_a_beginning(keys: dict[str, Any]) -> None:
 def test_fine_tuning_needs_the_models_bands(keys: dict[str, Any], small_bundle: Path) -> None:
     del keys["architecture"]
     keys |= {"start_from": str(small_bundle), "bands": ["red", "nir"]}
-    with pytest.raises(TrainingDataError, match="3 bands; the model has 2"):
+    with pytest.raises(ConfigError, match="names the bands red, nir; those of small are red, green, blue"):
         train(TrainConfig.model_validate(keys), quiet=True)
 
 

@@ -38,7 +38,7 @@ from landseg.train.landcover import (
     settle,
 )
 from landseg.train.premises import of_data
-from landseg.train.samples import Source
+from landseg.train.samples import ModelInput, Source
 
 SIDE = 64
 UNLABELLED = {"landcoverai": 200, "loveda": 0, "deepglobe": 6, "chesapeake": 15}
@@ -61,7 +61,9 @@ class Tree:
     def open(self, split: Split, **options: Any) -> Source:
         known = SETS[self.name]
         codes = known.codes({}, known.legend)
-        return open_split(self.name, self.root, split, codes, known.gsd_m, **({"chip_px": SIDE} | options))
+        return open_split(
+            self.name, self.root, split, codes, ModelInput(known.gsd_m, known.bands), **({"chip_px": SIDE} | options)
+        )
 
 
 def sample(name: str, seed: int, side: int = SIDE) -> Sample:
@@ -439,7 +441,7 @@ def test_a_damaged_image_is_named(make_tree: MakeTree) -> None:
 
 
 def test_chips_larger_than_all_images_are_refused(tree: Tree) -> None:
-    with pytest.raises(TrainingDataError, match="as large as a chip of 96 px"):
+    with pytest.raises(TrainingDataError, match=r"as large as a chip of 96 px(?s:.*)optimisation\.augmentation\.scale"):
         tree.open("training", chip_px=96).draw(4)
 
 
@@ -448,16 +450,29 @@ def test_images_are_not_resampled_in_silence(make_tree: MakeTree) -> None:
     codes = SETS["loveda"].codes({}, SETS["loveda"].legend)
 
     with pytest.raises(ConfigError, match=r"gsd_m: 0\.3"):
-        open_split("loveda", tree.root, "training", codes, 0.5, chip_px=SIDE)
+        open_split("loveda", tree.root, "training", codes, ModelInput(0.5), chip_px=SIDE)
 
 
 def test_tiles_are_resampled(make_tree: MakeTree) -> None:
     tree = make_tree("chesapeake")
     codes = SETS["chesapeake"].codes({}, SETS["chesapeake"].legend)
 
-    source = open_split("chesapeake", tree.root, "training", codes, 2.0, chip_px=SIDE // 2)
+    source = open_split(
+        "chesapeake", tree.root, "training", codes, ModelInput(2.0, SETS["chesapeake"].bands), chip_px=SIDE // 2
+    )
 
     assert len(whole_images(source, side=SIDE // 2)) == 2
+
+
+def test_pixels_without_data_are_not_measured() -> None:
+    image = torch.full((2, 3, 8, 8), torch.nan)
+    image[0], image[1, :, :, :4] = 10.0, 40.0
+    mask = torch.zeros(2, 8, 8, dtype=torch.int64)
+
+    statistics = measure(iter([{"image": image, "mask": mask}]), 1)
+
+    assert statistics.mean == (20.0, 20.0, 20.0)
+    np.testing.assert_allclose(statistics.std, 14.142, atol=1e-3)
 
 
 def test_an_unknown_part_is_refused(make_tree: MakeTree) -> None:

@@ -91,8 +91,8 @@ def correct_the_labels(keys: Keys) -> None:
 
 CHANGES: dict[str, tuple[Callable[[Keys], Any], str]] = {
     "order of the legend": (lambda k: k["legend"].reverse(), "legend"),
-    "bands": (lambda k: k.update(bands=["blue", "green", "red"]), "bands"),
-    "pixels": (lambda k: k.update(gsd_m=1.2), "gsd_m"),
+    "bands": (lambda k: k.update(bands=["blue", "green", "red"]), "bands, mean, std"),
+    "pixels": (lambda k: k.update(gsd_m=1.2), "gsd_m, mean, std"),
     "chips": (lambda k: k.update(chip_px=60), "chip_px"),
     "backbone": (lambda k: k["architecture"].update(backbone="resnet34"), "architecture.backbone"),
     "loss": (lambda k: k["optimisation"].update(loss={"dice": 0.5}), "optimisation.loss.dice"),
@@ -133,14 +133,14 @@ def test_a_class_more_is_refused_and_not_a_matter_of_sizes(keys: Keys) -> None:
     assert refusal(keys).startswith("architecture.classes, legend, data.label_values")
 
 
-def test_a_training_goes_on_where_nothing_has_changed_that_its_weights_follow_from(keys: Keys) -> None:
+def test_a_training_goes_on_where_nothing_has_changed_that_its_weights_follow_from(keys: Keys, apart: Pair) -> None:
     begin(keys)
     begin(keys)
     keys["card"]["title"] = "Another"
     keys["name"] = "renamed"
     keys["legend"][0]["colour"] = "#ffffff"
     keys["optimisation"] |= {"loader_workers": 1, "tensorboard": True, "precision": "bf16-mixed"}
-    keys["data"]["held_out"] = [{"scene": "city.tif", "labels": "labels.tif"}]
+    keys["data"]["held_out"] = [{"scene": str(apart.scene), "labels": str(apart.labels)}]
     # A default that is spelt out.
     keys["optimisation"]["learning_rate"] = 1e-3
     begin(keys)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -6,14 +7,16 @@ import numpy as np
 import pyogrio
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 import torch
 from affine import Affine
 from numpy.typing import NDArray
+from rasterio.vrt import WarpedVRT
 
 from landseg.errors import TrainingDataError
 from landseg.train.labels import IGNORED, LabelCodes
-from landseg.train.samples import Pair
+from landseg.train.samples import ModelInput, Pair
 from landseg.train.splits import Blocks, Splits, open_splits
 
 NAMES = ("land", "water")
@@ -63,7 +66,7 @@ def gap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> int
 
 
 def test_without_a_split_chips_come_from_everywhere(tmp_path: Path) -> None:
-    splits = open_splits([make_pair(tmp_path, "a", halves(64, 96))], CODES, 1.0, chip_px=16)
+    splits = open_splits([make_pair(tmp_path, "a", halves(64, 96))], CODES, ModelInput(1.0), chip_px=16)
 
     places = np.array(drawn(splits, 2000))
 
@@ -79,7 +82,9 @@ def test_without_a_split_chips_come_from_everywhere(tmp_path: Path) -> None:
 def test_blocks_are_kept_away_from_training_by_the_buffer(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, "a", halves(160, 160))
 
-    splits = open_splits([pair], CODES, 1.0, chip_px=16, validation=Blocks(share=0.25, block_px=40, buffer_px=5))
+    splits = open_splits(
+        [pair], CODES, ModelInput(1.0), chip_px=16, validation=Blocks(share=0.25, block_px=40, buffer_px=5)
+    )
 
     chips, training = held_out(splits), drawn(splits)
     # Sixteen blocks of 40 px, four of them held out; nine chips of 16 px cover one.
@@ -95,7 +100,9 @@ def test_blocks_are_kept_away_from_training_by_the_buffer(tmp_path: Path) -> Non
 def test_chips_may_lie_across_blocks_that_are_not_held_out(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, "a", halves(160, 160))
 
-    splits = open_splits([pair], CODES, 1.0, chip_px=16, validation=Blocks(share=0.25, block_px=40, buffer_px=5))
+    splits = open_splits(
+        [pair], CODES, ModelInput(1.0), chip_px=16, validation=Blocks(share=0.25, block_px=40, buffer_px=5)
+    )
 
     allowed = np.ones((160, 160), dtype=bool)
     for top, bottom, left, right in held_out(splits):
@@ -115,7 +122,7 @@ def test_chips_may_lie_across_blocks_that_are_not_held_out(tmp_path: Path) -> No
 def test_by_default_blocks_are_of_three_chips_and_half_a_chip_apart(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, "a", halves(240, 240))
 
-    splits = open_splits([pair], CODES, 1.0, chip_px=16, validation=Blocks())
+    splits = open_splits([pair], CODES, ModelInput(1.0), chip_px=16, validation=Blocks())
 
     chips = held_out(splits)
     assert len(chips) == 5 * 9
@@ -128,7 +135,7 @@ def test_the_seed_alone_decides_what_is_held_out(tmp_path: Path) -> None:
     def chosen(seed: int) -> list[tuple[int, int, int, int]]:
         torch.manual_seed(seed + 17)
         blocks = Blocks(share=0.25, block_px=40, buffer_px=5)
-        return held_out(open_splits([pair], CODES, 1.0, chip_px=16, validation=blocks, seed=seed))
+        return held_out(open_splits([pair], CODES, ModelInput(1.0), chip_px=16, validation=blocks, seed=seed))
 
     assert chosen(1) == chosen(1)
     assert len({tuple(chosen(seed)) for seed in range(5)}) > 1
@@ -139,7 +146,7 @@ def test_blocks_without_labels_are_not_held_out_and_not_trained_on(tmp_path: Pat
     labels[:80, :80] = halves(80, 80)
 
     splits = open_splits(
-        [make_pair(tmp_path, "a", labels)], CODES, 1.0, chip_px=16,
+        [make_pair(tmp_path, "a", labels)], CODES, ModelInput(1.0), chip_px=16,
         validation=Blocks(share=0.25, block_px=40, buffer_px=0),
     )  # fmt: skip
 
@@ -156,7 +163,7 @@ def test_chips_find_few_polygons_on_a_large_scene(tmp_path: Path) -> None:
     frame = geopandas.GeoDataFrame({"class_name": NAMES}, geometry=spots, crs="EPSG:32640")
     pyogrio.write_dataframe(frame, tmp_path / "a.gpkg")
 
-    splits = open_splits([Pair(scene, tmp_path / "a.gpkg")], CODES, 1.0, chip_px=32)
+    splits = open_splits([Pair(scene, tmp_path / "a.gpkg")], CODES, ModelInput(1.0), chip_px=32)
 
     torch.manual_seed(0)
     masks = [splits.training[place]["mask"] for place in splits.training_sampler(100)]
@@ -170,7 +177,7 @@ def test_places_are_drawn_evenly_from_rectangles_of_any_size(tmp_path: Path) -> 
     # Two scenes: one has a single place for a chip, the other 85 x 85.
     pairs = [make_pair(tmp_path, "a", halves(100, 100)), make_pair(tmp_path, "b", halves(16, 16), left=500)]
 
-    splits = open_splits(pairs, CODES, 1.0, chip_px=16)
+    splits = open_splits(pairs, CODES, ModelInput(1.0), chip_px=16)
 
     assert sum(left >= 500 for _, _, left, _ in drawn(splits, 2000)) < 10
 
@@ -180,7 +187,12 @@ def test_validation_scenes_are_read_whole_and_never_varied(tmp_path: Path) -> No
     other = make_pair(tmp_path, "b", halves(40, 50), left=1000)
 
     splits = open_splits(
-        [training], CODES, 1.0, chip_px=16, validation=[other], vary=lambda sample: sample | {"varied": True}
+        [training],
+        CODES,
+        ModelInput(1.0),
+        chip_px=16,
+        validation=[other],
+        vary=lambda sample: sample | {"varied": True},
     )
 
     assert splits.validation is not None
@@ -199,22 +211,36 @@ def test_ground_of_a_validation_scene_is_left_out_of_the_training(tmp_path: Path
     training = make_pair(tmp_path, "a", halves(64, 96))
     other = make_pair(tmp_path, "b", halves(64, 96), left=64)
 
-    splits = open_splits([training], CODES, 1.0, chip_px=16, validation=[other])
+    splits = open_splits([training], CODES, ModelInput(1.0), chip_px=16, validation=[other])
 
     assert max(right for *_, right in drawn(splits, 1000)) in (63, 64)
     assert splits.class_px.sum() == 64 * 64
 
 
 def test_chips_are_counted_and_drawn_at_the_training_s_resolution(tmp_path: Path) -> None:
-    splits = open_splits([make_pair(tmp_path, "a", halves(64, 96))], CODES, 2.0, chip_px=16)
+    splits = open_splits([make_pair(tmp_path, "a", halves(64, 96))], CODES, ModelInput(2.0), chip_px=16)
 
     assert splits.class_px.sum() == 32 * 48
     assert splits.training[next(iter(splits.training_sampler(1)))]["mask"].shape == (16, 16)
 
 
+def test_labels_count_where_the_scene_holds_data(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "a", halves(64, 96))
+    with rasterio.open(pair.scene, "r+") as scene:
+        data = scene.read()
+        data[:, :, :32] = 0
+        scene.write(data)
+        scene.nodata = 0
+
+    splits = open_splits([pair], CODES, ModelInput(1.0), chip_px=16)
+
+    assert splits.class_px.sum() == 64 * 64
+    assert min(left for _, _, left, _ in drawn(splits, 1000)) == 32 - 15
+
+
 def refusal(pairs: list[Pair], codes: LabelCodes = CODES, **options: Any) -> TrainingDataError:
     with pytest.raises(TrainingDataError) as caught:
-        open_splits(pairs, codes, 1.0, **({"chip_px": 16} | options))
+        open_splits(pairs, codes, ModelInput(1.0), **({"chip_px": 16} | options))
     assert caught.value.exit_code == 3
     return caught.value
 
@@ -229,9 +255,9 @@ def test_unknown_values_are_refused_unless_they_are_to_be_ignored(tmp_path: Path
     assert error.what == f"{pair.labels} holds values that are no class: 7 (30 px), 99 (20 px)"
     assert error.hint is not None
     assert "data.ignored_values: [7, 99]" in error.hint
-    assert open_splits([pair], LabelCodes({1: "land", 2: "water"}, NAMES, [7, 99]), 1.0, chip_px=16).class_px.sum() == (
-        64 * 96 - 50
-    )
+    assert open_splits(
+        [pair], LabelCodes({1: "land", 2: "water"}, NAMES, [7, 99]), ModelInput(1.0), chip_px=16
+    ).class_px.sum() == (64 * 96 - 50)
 
 
 def test_a_raster_of_measurements_is_no_raster_of_labels(tmp_path: Path) -> None:
@@ -266,10 +292,64 @@ def test_a_class_that_is_held_out_whole_is_refused_with_the_reason(tmp_path: Pat
     assert "optimisation.seed" in error.hint
 
 
+def test_held_out_pairs_that_can_t_be_measured_on_are_refused(tmp_path: Path) -> None:
+    training = make_pair(tmp_path, "a", halves(64, 96))
+    away = make_pair(tmp_path, "b", halves(64, 96), left=500)
+    misspelt = make_pair(tmp_path, "c", np.full((64, 96), 77, dtype=np.uint8), left=700)
+    bare = make_pair(tmp_path, "d", np.full((64, 96), 255, dtype=np.uint8), left=900)
+
+    for pair, what in (
+        (Pair(tmp_path / "none.tif", away.labels), f"there is no scene {tmp_path / 'none.tif'}"),
+        (Pair(away.scene, training.labels), f"the labels {training.labels} do not overlap the scene {away.scene}"),
+        (misspelt, f"{misspelt.labels} holds values that are no class: 77 (6,144 px)"),
+        (bare, f"no pixel of {bare.labels} has a known class where the held-out scene {bare.scene} holds data"),
+    ):
+        assert refusal([training], held_out=[away, pair]).what == what
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32640", "EPSG:32639", "EPSG:4326"])
+def test_held_out_ground_that_is_trained_on_is_refused(tmp_path: Path, crs: str) -> None:
+    training, other = make_pair(tmp_path, "a", halves(64, 96)), make_pair(tmp_path, "b", halves(64, 96), left=48)
+    labels = tmp_path / "reprojected.tif"
+    with rasterio.open(other.labels) as source, WarpedVRT(source, crs=crs) as warped:
+        rasterio.shutil.copy(warped, labels, driver="GTiff")
+    scene = tmp_path / "scene.tif"
+    with rasterio.open(other.scene) as source, WarpedVRT(source, crs=crs, nodata=0) as warped:
+        rasterio.shutil.copy(warped, scene, driver="GTiff", photometric="RGB")
+
+    error = refusal([training], held_out=[Pair(scene, labels)])
+
+    assert re.search(r"^(49|50|51)% of the ground that .*reprojected\.tif labels for data\.held_out", error.what)
+
+
+def test_held_out_ground_may_lie_beside_what_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    training = make_pair(tmp_path, "a", halves(64, 96))
+    neighbour = make_pair(tmp_path, "b", halves(64, 96), left=96)
+    overlapping = make_pair(tmp_path, "c", halves(64, 96), left=88)
+
+    open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[neighbour])
+    assert not caplog.records
+    open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[overlapping])
+
+    assert f"8% of the ground that {overlapping.labels} labels" in caplog.text
+
+
+def test_other_labels_of_the_same_scene_may_be_held_out(tmp_path: Path) -> None:
+    west, east = (np.full((64, 96), 255, dtype=np.uint8) for _ in range(2))
+    west[:, :48], east[:, 48:] = halves(64, 48), halves(64, 48)
+    training = make_pair(tmp_path, "a", west)
+    held_out = Pair(training.scene, make_pair(tmp_path, "b", east).labels)
+
+    splits = open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[held_out])
+
+    assert splits.class_px.sum() == 64 * 48
+
+
 def test_scenes_smaller_than_a_chip_are_refused(tmp_path: Path) -> None:
     error = refusal([make_pair(tmp_path, "a", halves(64, 96))], chip_px=65)
 
     assert error.what == "no training scene holds a chip of 65 px at 1.0 m"
+    assert "optimisation.augmentation.scale" in str(error.hint)
 
 
 def test_blocks_of_which_none_is_left_are_refused(tmp_path: Path) -> None:
