@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import warnings
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,15 @@ from landseg.train.teacher import Teacher
 
 OptimiserName = Literal["adamw", "sgd"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+EXPECTED_WARNINGS = (
+    # What Lightning does with a newer torch.
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    # A training that is resumed finds its own folders.
+    "Experiment logs directory",
+    "Checkpoint directory .* exists and is not empty",
+)
+"""Beginnings of warnings that tell users nothing."""
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints, in a training's."""
@@ -301,6 +311,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         raise ResourceError(f"there are {gpus} GPUs, not {conduct.devices}", "give fewer as optimisation.devices")
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for expected in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", expected)
     checkpoints = folder / CHECKPOINTS
     last = checkpoints / LAST
     stop = None

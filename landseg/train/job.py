@@ -96,7 +96,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         "mean": mean,
         "std": std,
     }
-    hold_to(config.out / CHECKPOINTS, premises, LAST)
+    hold_to(config.out, premises, config.out / CHECKPOINTS / LAST)
     chips = Chips(
         material.training,
         material.validation,

@@ -1,4 +1,4 @@
-"""What a training's weights follow from, kept beside its checkpoints, so that no other training goes on from them."""
+"""What a training's weights follow from, kept with its checkpoints, so that no other training goes on from them."""
 
 import hashlib
 import json
@@ -38,17 +38,17 @@ _WITHOUT_EFFECT: dict[str, Any] = {
 _SHOWN = 5
 
 
-def hold_to(checkpoints: Path, premises: Mapping[str, Any], last: str) -> None:
+def hold_to(folder: Path, premises: Mapping[str, Any], last: Path) -> None:
     """Note what a training's weights follow from, or make sure that checkpoints which are there follow from the same.
 
     Parameters
     ----------
-    checkpoints
-        Their folder, which gets `FILE`.
+    folder
+        The training's, which gets `FILE`.
     premises
         Of the training that is to begin, or to go on.
     last
-        Name of the checkpoint to go on from; where there is none, nothing is held to.
+        The checkpoint to go on from; where there is none, nothing is held to.
 
     Raises
     ------
@@ -56,9 +56,9 @@ def hold_to(checkpoints: Path, premises: Mapping[str, Any], last: str) -> None:
         If the checkpoints are another training's, or nothing says of which training they are.
     """
     text = json.dumps(premises, indent=1, ensure_ascii=False)
-    path = checkpoints / FILE
-    if not (checkpoints / last).exists():
-        checkpoints.mkdir(parents=True, exist_ok=True)
+    path, checkpoints = folder / FILE, last.parent
+    if not last.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         # Several processes may write it at once, each the same.
         draft = path.with_suffix(f".{os.getpid()}")
         draft.write_text(text + "\n", encoding="utf-8")
@@ -69,7 +69,7 @@ def hold_to(checkpoints: Path, premises: Mapping[str, Any], last: str) -> None:
         former = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(
-            f"{checkpoints} holds checkpoints and no {FILE} that says of which training; an older landseg wrote none",
+            f"{folder} holds checkpoints and no {FILE} that says of which training; an older landseg wrote none",
             anew,
         ) from error
     given = json.loads(text)

@@ -38,7 +38,9 @@ def keys(corner: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keys:
     """Say how to train on a copy of the corner, up to where the loop would begin."""
 
     def begin(*_: Any) -> PSPNet:
-        (tmp_path / "runs" / CHECKPOINTS / LAST).touch()
+        last = tmp_path / "runs" / CHECKPOINTS / LAST
+        last.parent.mkdir(exist_ok=True)
+        last.touch()
         raise BegunError
 
     monkeypatch.setattr("landseg.train.job.fit", begin)
@@ -164,22 +166,25 @@ def test_more_steps_are_another_training_and_the_hint_says_how_to_train_further(
 
 @pytest.mark.parametrize("left", [None, "{"])
 def test_checkpoints_that_nothing_is_known_of_are_refused(left: str | None, tmp_path: Path) -> None:
-    (tmp_path / LAST).touch()
+    last = tmp_path / CHECKPOINTS / LAST
+    last.parent.mkdir()
+    last.touch()
     if left is not None:
         (tmp_path / premises.FILE).write_text(left)
 
     with pytest.raises(UsageError, match="older landseg") as caught:
-        hold_to(tmp_path, {"bands": ("red",)}, LAST)
+        hold_to(tmp_path, {"bands": ("red",)}, last)
 
-    assert f"delete {tmp_path}" in str(caught.value.hint)
+    assert f"delete {last.parent}" in str(caught.value.hint)
 
 
 def test_a_long_list_of_differences_is_cut(tmp_path: Path) -> None:
-    hold_to(tmp_path, {}, LAST)
-    (tmp_path / LAST).touch()
+    last = tmp_path / LAST
+    hold_to(tmp_path, {}, last)
+    last.touch()
 
     with pytest.raises(UsageError, match=r"k0, k1, k2, k3, k4 and 3 more\n") as caught:
-        hold_to(tmp_path, {f"k{i}": i for i in range(8)}, LAST)
+        hold_to(tmp_path, {f"k{i}": i for i in range(8)}, last)
 
     assert "start_from" not in str(caught.value.hint)
     assert sorted(path.name for path in tmp_path.iterdir()) == [LAST, premises.FILE]
