@@ -33,7 +33,7 @@ from landseg.logs import FACTS
 from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
-from landseg.outputs.drafts import writing
+from landseg.outputs.drafts import write_text, writing
 from landseg.outputs.vector import driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
@@ -528,11 +528,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _write_report(pipeline: PipelineConfig, report: Report) -> None:
-    path = pipeline.out / REPORT_FILE
-    draft = path.with_name(f".{path.name}.draft")
-    with writing(path):
-        draft.write_text(json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        draft.replace(path)
+    write_text(pipeline.out / REPORT_FILE, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
 
 
 def _add_to_catalog(catalog: Path, entries: Iterable[Entry]) -> Entry | None:

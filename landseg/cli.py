@@ -440,6 +440,8 @@ def calibrate_model(
     bands: Bands = None,
     views: Views = None,
     device: Device = None,
+    precision: Precision = None,
+    nodata_policy: NodataPolicy = None,
     force_gsd: ForceGsd = None,
     assume_crs: AssumeCrs = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing bundle")] = False,
@@ -455,6 +457,8 @@ def calibrate_model(
         "bands": _band_numbers(bands),
         "views": views,
         "device": device,
+        "precision": precision,
+        "nodata_policy": nodata_policy,
         "force_gsd": force_gsd,
         "assume_crs": assume_crs,
     }

@@ -190,7 +190,7 @@ class StripStore:
             draft.unlink(missing_ok=True)
 
     def has(self, index: int) -> bool:
-        """Whether a strip is there; since `finished` was asked, no damaged one is."""
+        """Tell whether a strip is there; since `finished` was asked, no damaged one is."""
         return self._path(index).exists()
 
     def count_try(self, index: int) -> int:

@@ -13,6 +13,7 @@ from landseg.outputs.raster import declared_nodata
 from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygons.classes import ClassRaster, read_class_raster
 from landseg.polygons.merge import Merging
+from landseg.scene import describe_scene
 
 BYTES_PER_PIXEL = 1.0
 """Room on disk that a realistic map's polygons take: their spool, and as much for the layer beside it."""
@@ -71,7 +72,7 @@ def polygonize_raster(
     check_format(out)
     files = (*companions(out), out)
     check_writable(out, files, overwrite=overwrite)
-    if out.exists() and raster.exists() and out.samefile(raster):
+    if out.exists() and any(out.samefile(file) for file in describe_scene(str(raster), config.assume_crs).files):
         raise UsageError(f"the output {out} is the raster itself", "choose another --out")
     source = read_class_raster(raster, config.assume_crs)
     known = _own_legend(source) if legend is None else _given_legend(source, legend)

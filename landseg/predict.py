@@ -207,18 +207,24 @@ def _turn_back(x: Tensor, view: int) -> Tensor:
 @contextmanager
 def telling_memory(device: torch.device) -> Iterator[None]:
     """Turn finding too little memory on a device, or beside it, into `MemoryLimitError`."""
+    main = MemoryLimitError(
+        "main memory does not suffice", "close other programs, or take fewer chips at once: --batch"
+    )
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if _is_out_of_memory(error):
-            other = "give a smaller --max-memory" if device.type == "cpu" else "use --device cpu"
-            raise MemoryLimitError(
-                f"memory on {device} does not suffice", f"close other programs, or {other}"
-            ) from error
-        raise
+    except MemoryError as error:
+        raise main from error
+    except RuntimeError as error:
+        if not _is_out_of_memory(error):
+            raise
+        if device.type == "cpu":
+            raise main from error
+        raise MemoryLimitError(
+            f"memory on {device} does not suffice", "close other programs, or use --device cpu"
+        ) from error
 
 
-def _is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+def _is_out_of_memory(error: RuntimeError) -> bool:
     # torch has a type for what its GPU allocator finds; pinned memory, CUDA's libraries and the CPU say it in words.
     words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(some in str(error) for some in words)
+    return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)

@@ -464,7 +464,7 @@ def check(plan: Plan) -> None:
     if outputs.storage is not None:
         with writing(outputs.polygons):
             outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
-    check_places(outputs, [plan.info.path], overwrite=plan.config.overwrite)
+    check_places(outputs, [plan.info.path, *plan.info.files], overwrite=plan.config.overwrite)
     check_space(outputs.polygons.parent, plan.disk_bytes)
 
 

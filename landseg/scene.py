@@ -121,6 +121,8 @@ class SceneInfo:
         What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none``.
     alpha
         Number of the band that says it, where it is one.
+    files
+        Local files that it consists of, the main one first.
     stamp
         Changes when the file does: a local file's size and time of change, or what an HTTP server says of them; empty
         where nothing is known.
@@ -132,6 +134,7 @@ class SceneInfo:
     band_names: tuple[str, ...]
     validity: Literal["alpha", "mask", "nodata", "none"]
     alpha: int | None = None
+    files: tuple[str, ...] = ()
     stamp: tuple[int | str, ...] = ()
 
     @property
@@ -227,6 +230,10 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                     "georeference it in QGIS first, or by gdal_translate -a_ullr",
                 )
             validity = _validity(source)
+            files = tuple(file for file in source.files if Path(file).exists())
+            if files and _SUBDATASET.match(path):
+                # Wherever it is named from.
+                path = path.replace(files[0], str(Path(files[0]).resolve()))
             return SceneInfo(
                 path=path,
                 grid=Grid(source.shape, source.transform, crs),
@@ -234,7 +241,8 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                 band_names=_band_names(source),
                 validity=validity,
                 alpha=_alpha_band(source) if validity == "alpha" else None,
-                stamp=_stamp(path, source.files),
+                files=files,
+                stamp=_stamp(path, files),
             )
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
@@ -266,10 +274,10 @@ def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
             return ()
         return () if file.size is None else (file.size, file.mtime_ns)
     # A subdataset's name is not its file's.
-    file = path if Path(path).exists() else next(iter(files), path)
-    if is_remote(file) or not Path(file).exists():
+    file = Path(path if Path(path).exists() else next(iter(files), path))
+    if is_remote(path) or not file.exists():
         return ()
-    status = Path(file).stat()
+    status = file.stat()
     return status.st_size, status.st_mtime_ns
 
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from landseg.errors import CatalogError
 from landseg.hrefs import is_remote
-from landseg.outputs.drafts import writing
+from landseg.outputs.drafts import write_text, writing
 
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError)
 """What pystac raises, by itself or unawares, where JSON is missing or is not what it should be."""
@@ -205,9 +205,6 @@ def _sides(bbox: list[float]) -> tuple[float, float, float, float]:
 
 def _write(stac: pystac.STACObject) -> None:
     path = Path(stac.self_href)
-    draft = path.with_name(f".{path.name}.draft")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(stac.to_dict(include_self_link=False), indent=2, ensure_ascii=False)
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(path)
+    write_text(path, json.dumps(stac.to_dict(include_self_link=False), indent=2, ensure_ascii=False) + "\n")

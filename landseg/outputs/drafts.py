@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from uuid import uuid4
 
 from filelock import FileLock, Timeout
 
@@ -176,6 +177,23 @@ def check_space(folder: Path, needed_bytes: int) -> None:
             f"the disk of {folder} has {free / 1e9:.2f} GB free; up to {needed_bytes / 1e9:.2f} GB are needed",
             "make room, or choose another --out",
         )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all.
+
+    Raises
+    ------
+    DiskError
+        If it can't be written.
+    """
+    draft = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        with writing(path):
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

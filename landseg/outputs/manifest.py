@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pystac
 import shapely
+from numpy.typing import NDArray
+from pyproj import Transformer
 from shapely.affinity import translate
 
 from landseg.errors import InputError
-from landseg.grid import Grid
+from landseg.grid import LONLAT, Grid
 from landseg.hrefs import is_remote
 from landseg.legend import Legend
 from landseg.outputs import ClassArea
@@ -23,6 +26,9 @@ CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0
 FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+
+# Into which a side is divided: small enough for its longitudes to be followed around the Earth.
+_STEPS = 16
 
 SHA256_MULTIHASH = "1220"
 """What a multihash of this kind begins with."""
@@ -53,17 +59,34 @@ def footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
 
     Across the 180th meridian it is cut there, and the ``bbox`` has its west east of its east (RFC 7946, 3.1.9 and 5.2).
     """
-    corners = [(round(lon - 360 * round(lon / 360), 7), round(lat, 7)) for lon, lat in grid.lonlat_corners]
-    lons, lats = zip(*corners, strict=True)
-    if max(lons) - min(lons) <= 180:
-        geometry = {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]}
-        return geometry, [min(lons), min(lats), max(lons), max(lats)]
-    shape = shapely.Polygon([(lon % 360, lat) for lon, lat in corners])
-    east = shapely.box(0, -90, 180, 90).intersection(shape)
-    west = translate(shapely.box(180, -90, 360, 90).intersection(shape), -360)
-    shape = shapely.MultiPolygon([half for half in (east, west) if half.area > 0])
-    left, right = min(lon for lon in lons if lon > 0), max(lon for lon in lons if lon < 0)
-    return shapely.geometry.mapping(shapely.set_precision(shape, 1e-7)), [left, min(lats), right, max(lats)]
+    lons, lats = _outline(grid)
+    south, north = float(lats.min()), float(lats.max())
+    if abs(lons[-1] - lons[0]) > 180:
+        # Around a pole.
+        lons, south, north = np.array([-180.0, 180.0]), *((south, 90.0) if north > 0 else (-90.0, north))
+    west, east = float(lons.min()), float(lons.max())
+    if east - west >= 360:
+        return shapely.geometry.mapping(shapely.box(-180, south, 180, north)), [-180.0, south, 180.0, north]
+    corners = [(float(lon), float(lat)) for lon, lat in zip(lons[:-1:_STEPS], lats[:-1:_STEPS], strict=True)]
+    if west >= -180 and east <= 180:
+        return {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]}, [west, south, east, north]
+    whole = shapely.union_all([translate(shapely.Polygon(corners), turn) for turn in (-360, 0, 360)])
+    shape = shapely.intersection(whole, shapely.box(-180, -90, 180, 90), grid_size=1e-7)
+    west, east = (round(lon - 360 * round(lon / 360), 7) for lon in (west, east))
+    return shapely.geometry.mapping(shape), [west, south, east, north]
+
+
+def _outline(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Give longitudes, unbroken at the 180th meridian, and latitudes around a grid; the first corner ends it, too."""
+    rows, cols = grid.shape
+    corners = np.array([(0, 0), (cols, 0), (cols, rows), (0, rows), (0, 0)], dtype=np.float64)
+    steps = np.arange(0, 4 + 1 / _STEPS, 1 / _STEPS)
+    col, row = (np.interp(steps, range(5), corners[:, axis]) for axis in (0, 1))
+    a, b, c, d, e, f, *_ = grid.transform
+    to_lonlat = Transformer.from_crs(grid.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
+    lons, lats = to_lonlat.transform(a * col + b * row + c, d * col + e * row + f)
+    lons = np.unwrap(lons, period=360)
+    return np.round(lons - 360 * np.round((lons.min() + lons.max()) / 720), 7), np.round(lats, 7)
 
 
 def grid_properties(grid: Grid) -> dict[str, Any]:

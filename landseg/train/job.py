@@ -25,9 +25,9 @@ from landseg.train.calibrate import fit_temperature
 from landseg.train.evaluate import Scores, score
 from landseg.train.figures import Example, draw_curves, draw_examples
 from landseg.train.fit import CHECKPOINTS, LAST, Chips, Conduct, Schedule, Training, fit
-from landseg.train.landcover import predictions, read_chips
+from landseg.train.landcover import SETS, predictions, read_chips
 from landseg.train.losses import Objective
-from landseg.train.material import Material, open_material
+from landseg.train.material import open_material
 from landseg.train.premises import hold_to, of_data, of_optimisation
 from landseg.train.samples import ModelInput, Pair, Sites
 from landseg.train.teacher import open_teacher
@@ -42,7 +42,7 @@ EXAMPLES = 6
 class _Terms:
     """What the network and its input are, as the configuration says or as the model to fine-tune has it."""
 
-    shown: ModelInput
+    model_input: ModelInput
     chip_px: int
     base: Bundle | None
 
@@ -66,9 +66,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
     terms = _terms(config)
-    material = open_material(config, terms.shown, terms.chip_px)
+    _check_options(config)
+    material = open_material(config, terms.model_input, terms.chip_px)
     legend, statistics = material.legend, material.statistics
-    _check_options(options, material)
     if terms.base is not None and options.start_share and legend.names != terms.base.card.legend.names:
         raise ConfigError(
             f"optimisation.start_share needs the classes of {terms.base.card.name}, in its order",
@@ -78,7 +78,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     mean, std = (statistics.mean, statistics.std) if terms.base is None else (terms.base.card.mean, terms.base.card.std)
     teacher = None
     if options.teacher is not None:
-        teacher = open_teacher(options.teacher.models, terms.shown.bands, legend.names, terms.chip_px)
+        teacher = open_teacher(options.teacher.models, terms.model_input.bands, legend.names, terms.chip_px)
     objective = _objective(options, legend, statistics.shares)
     training = Training(architecture, mean, std, _schedule(options), objective, teacher)
     if terms.base is not None:
@@ -88,9 +88,9 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     premises = {
         "start_from": None if terms.base is None else terms.base.sha256,
         "chip_px": terms.chip_px,
-        **{name: getattr(terms.shown, name) for name in ("bands", "gsd_m", "band_numbers", "value_range")},
+        **{name: getattr(terms.model_input, name) for name in ("bands", "gsd_m", "band_numbers", "value_range")},
         **{f"architecture.{name}": value for name, value in asdict(architecture).items()},
-        **of_data(config.data, legend, validated=material.validation is not None),
+        **of_data(config.data, legend, material.labels),
         **of_optimisation(options),
         # Follow from the scenes, unless the model to fine-tune has them.
         "mean": mean,
@@ -116,12 +116,12 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         licence=config.card.licence,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         architecture=architecture,
-        bands=terms.shown.bands,
-        gsd_m=terms.shown.gsd_m,
+        bands=terms.model_input.bands,
+        gsd_m=terms.model_input.gsd_m,
         chip_px=terms.chip_px,
         mean=mean,
         std=std,
-        value_range=terms.shown.value_range,
+        value_range=terms.model_input.value_range,
         legend=legend,
         training={
             "data": config.card.training_data,
@@ -205,24 +205,27 @@ def _terms(config: TrainConfig) -> _Terms:
 def _architecture(config: TrainConfig, terms: _Terms, classes: int) -> Architecture:
     if terms.base is None:
         options = {} if config.architecture is None else config.architecture.model_dump()
-        return Architecture(in_channels=len(terms.shown.bands), classes=classes, **options)
+        return Architecture(in_channels=len(terms.model_input.bands), classes=classes, **options)
     return replace(terms.base.card.architecture, classes=classes)
 
 
-def _check_options(options: OptimisationConfig, material: Material) -> None:
-    """Refuse options that ask for what the material turned out not to have."""
-    if options.patience is not None and material.validation is None:
+def _check_options(config: TrainConfig) -> None:
+    """Refuse options that ask for what there will not be, before anything is read."""
+    options, data = config.optimisation, config.data
+    known = None if data.dataset is None else SETS[data.dataset.name]
+    if options.patience is not None and not (data.validation if known is None else known.has_validation):
         raise ConfigError(
             "optimisation.patience needs a validation, and there is none",
             "say under data.validation what to measure on, or leave the key out; of the named sets, "
             "landcoverai and chesapeake bring one",
         )
-    for name in options.loss.class_weights:
-        if name not in material.legend.names:
-            raise ConfigError(
-                f"optimisation.loss.class_weights names '{name}', which is not in the legend",
-                f"its classes are {', '.join(material.legend.names)}",
-            )
+    if known is not None and not config.legend:
+        for name in options.loss.class_weights:
+            if name not in known.legend.names:
+                raise ConfigError(
+                    f"optimisation.loss.class_weights names '{name}', which is not in the legend",
+                    f"the set's classes are {', '.join(known.legend.names)}",
+                )
 
 
 def _origin(base: Bundle | None) -> dict[str, Any]:

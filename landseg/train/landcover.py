@@ -88,6 +88,11 @@ class LandCoverSet:
         return "test" if "test" in self.splits else "validation"
 
     @property
+    def has_validation(self) -> bool:
+        """Whether a split is left to look at as a training goes."""
+        return "validation" in self.splits and self.held_out != "validation"
+
+    @property
     def legend(self) -> Legend:
         """The suggested legend: all classes in the order of their codes, with ids from 1."""
         classes = enumerate(self.classes.values(), start=1)
@@ -362,7 +367,7 @@ def open_split(
     root: Path,
     split: Split,
     codes: LabelCodes,
-    shown: ModelInput,
+    model_input: ModelInput,
     *,
     chip_px: int,
     parts: Sequence[str] = (),
@@ -381,7 +386,7 @@ def open_split(
         One of the set's splits.
     codes
         What its codes mean; see `LandCoverSet.codes`.
-    shown
+    model_input
         What is read of the images, whose bands are the set's: tiles are resampled to its pixel size, images must have
         it.
     chip_px
@@ -405,9 +410,9 @@ def open_split(
         if part not in chosen.parts:
             known = f"its parts: {', '.join(chosen.parts)}" if chosen.parts else "leave out data.dataset.parts"
             raise ConfigError(f"{chosen.title} has no part '{part}'", known)
-    if not chosen.georeferenced and abs(shown.gsd_m / chosen.gsd_m - 1) > GSD_TOLERANCE:
+    if not chosen.georeferenced and abs(model_input.gsd_m / chosen.gsd_m - 1) > GSD_TOLERANCE:
         raise ConfigError(
-            f"gsd_m is {shown.gsd_m}, and the images of {chosen.title} are never resampled",
+            f"gsd_m is {model_input.gsd_m}, and the images of {chosen.title} are never resampled",
             f"give the size of their pixels: gsd_m: {chosen.gsd_m}",
         )
     if download and not chosen.downloadable:
@@ -431,7 +436,7 @@ def open_split(
     if chosen.georeferenced:
         # Known, whatever the tiles say of them.
         numbers = tuple(range(1, len(chosen.bands) + 1))
-        scenes = open_pairs(pairs, codes, replace(shown, band_numbers=numbers), vary=vary)
+        scenes = open_pairs(pairs, codes, replace(model_input, band_numbers=numbers), vary=vary)
         return Source(scenes, partial(_draw_from_scenes, scenes, read_px))
     chips = ImageChips(opened, pairs, codes, vary)
     return Source(chips, partial(RandomCrops, chips, chip_px=read_px))

@@ -9,7 +9,7 @@ from landseg.config import DataConfig, DatasetConfig, PairConfig, TrainConfig, l
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import Legend
 from landseg.train.augment import Augmentation
-from landseg.train.labels import LabelCodes
+from landseg.train.labels import LabelCodes, Labels
 from landseg.train.landcover import SETS, Statistics, measure, open_split, read_chips, settle
 from landseg.train.samples import ModelInput, Pair, Sites, Source, band_statistics, open_scenes
 from landseg.train.splits import Blocks, open_splits
@@ -34,6 +34,8 @@ class Material:
         Of its bands and classes.
     described
         What the card says of it.
+    labels
+        Of the user's own pairs, those to validate on last.
     held_out
         Pairs that a model is measured on in the end, by mapping them.
     held_out_chips
@@ -46,18 +48,19 @@ class Material:
     validation: Sites | None
     statistics: Statistics
     described: Mapping[str, Any]
+    labels: Sequence[Labels] = ()
     held_out: Sequence[Pair] = ()
     held_out_chips: tuple[str, Sites] | None = None
 
 
-def open_material(config: TrainConfig, shown: ModelInput, chip_px: int) -> Material:
+def open_material(config: TrainConfig, model_input: ModelInput, chip_px: int) -> Material:
     """Open what is trained on and measure it.
 
     Parameters
     ----------
     config
         Its data, legend and augmentation are looked at.
-    shown
+    model_input
         What the network will see of the scenes; without a mean, it is the training's own.
     chip_px
         Side of its chips.
@@ -72,10 +75,10 @@ def open_material(config: TrainConfig, shown: ModelInput, chip_px: int) -> Mater
     """
     vary = Augmentation(**config.optimisation.augmentation.model_dump(exclude={"cutmix"}))
     if config.data.dataset is None:
-        material = _pairs(config, shown, chip_px, vary)
+        material = _pairs(config, model_input, chip_px, vary)
         where = "the training labels"
     else:
-        material = _named_set(config, config.data.dataset, shown, chip_px, vary)
+        material = _named_set(config, config.data.dataset, model_input, chip_px, vary)
         where = "the chips drawn to measure the training split"
     for name, share in zip(material.legend.names, material.statistics.shares, strict=True):
         if share == 0:
@@ -83,14 +86,15 @@ def open_material(config: TrainConfig, shown: ModelInput, chip_px: int) -> Mater
     return material
 
 
-def _pairs(config: TrainConfig, shown: ModelInput, chip_px: int, vary: Augmentation) -> Material:
+def _pairs(config: TrainConfig, model_input: ModelInput, chip_px: int, vary: Augmentation) -> Material:
     legend, data = legend_of(config.legend), config.data
     pairs, held_out = _located(data, data.training), _located(data, data.held_out)
-    mean, std = band_statistics(open_scenes([pair.scene for pair in pairs], shown))
+    other_scenes = data.validation is not None and data.validation.blocks is None
+    mean, std = band_statistics(open_scenes([pair.scene for pair in pairs], model_input))
     splits = open_splits(
         pairs,
         label_codes(data.label_values, legend, data.ignored_values),
-        replace(shown, mean=shown.mean or mean),
+        replace(model_input, mean=model_input.mean or mean),
         chip_px=chip_px,
         read_px=vary.read_px(chip_px),
         validation=_validation(data),
@@ -104,6 +108,7 @@ def _pairs(config: TrainConfig, shown: ModelInput, chip_px: int, vary: Augmentat
         None if splits.validation is None else Sites(splits.validation, splits.validation_sampler()),
         Statistics(mean, std, splits.class_shares),
         {"scenes": [str(pair.scene) for pair in data.training]},
+        labels=(*splits.training.labels, *(splits.validation.labels if other_scenes and splits.validation else ())),
         held_out=held_out,
     )
 
@@ -121,11 +126,11 @@ def _validation(data: DataConfig) -> list[Pair] | Blocks | None:
 
 
 def _named_set(
-    config: TrainConfig, chosen: DatasetConfig, shown: ModelInput, chip_px: int, vary: Augmentation
+    config: TrainConfig, chosen: DatasetConfig, model_input: ModelInput, chip_px: int, vary: Augmentation
 ) -> Material:
     """Open a published set; its figures come from chips, since most sets' images have no place to map."""
     known = SETS[chosen.name]
-    if shown.bands != known.bands:
+    if model_input.bands != known.bands:
         raise ConfigError(
             f"the bands of {known.title} are not those of the configuration", f"bands: [{', '.join(known.bands)}]"
         )
@@ -140,17 +145,20 @@ def _named_set(
         download=chosen.download,
     )
     options = config.optimisation
-    measured = settle(opened(split="training", shown=replace(shown, mean=None)), chosen.measured_chips, options.seed)
+    measured = settle(
+        opened(split="training", model_input=replace(model_input, mean=None)), chosen.measured_chips, options.seed
+    )
     statistics = measure(
         read_chips(measured, batch=options.batch, workers=options.loader_workers, seed=options.seed), len(legend)
     )
-    shown = replace(shown, mean=shown.mean or statistics.mean)
+    model_input = replace(model_input, mean=model_input.mean or statistics.mean)
     what = f"{known.title}, {known.held_out} split, {chosen.measured_chips} random chips of {chip_px} px"
-    validated = "validation" in known.splits and known.held_out != "validation"
     return Material(
         legend,
-        opened(split="training", shown=shown, vary=vary),
-        settle(opened(split="validation", shown=shown), VALIDATED_CHIPS, options.seed) if validated else None,
+        opened(split="training", model_input=model_input, vary=vary),
+        settle(opened(split="validation", model_input=model_input), VALIDATED_CHIPS, options.seed)
+        if known.has_validation
+        else None,
         statistics,
         {
             "dataset": {"name": chosen.name, "parts": list(chosen.parts or known.parts)},
@@ -158,7 +166,10 @@ def _named_set(
             "terms": known.terms,
         },
         # Opened before the training, so that a split that is missing is missed in time.
-        held_out_chips=(what, settle(opened(split=known.held_out, shown=shown), chosen.measured_chips, options.seed)),
+        held_out_chips=(
+            what,
+            settle(opened(split=known.held_out, model_input=model_input), chosen.measured_chips, options.seed),
+        ),
     )
 
 

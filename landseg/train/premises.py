@@ -3,19 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import rasterio
-
-from landseg.config import DataConfig, OptimisationConfig, PairConfig
+from landseg.config import DataConfig, DatasetConfig, OptimisationConfig
 from landseg.errors import UsageError
 from landseg.legend import Legend
 from landseg.model.bundle import read_bundle
-from landseg.train.labels import file_stamp, open_labels
+from landseg.outputs.drafts import write_text, writing
+from landseg.train.labels import Labels, file_stamp
 from landseg.train.landcover import SETS
-from landseg.train.material import label_codes
 from landseg.train.teacher import TORCHSCRIPT
 
 Premises = dict[str, Any]
@@ -35,7 +33,7 @@ _WITHOUT_EFFECT: dict[str, Any] = {
     "initial_weights": True,
     "teacher": {"models": True},
 }
-_SHOWN = 5
+_MOST_NAMED = 5
 
 
 def hold_to(folder: Path, premises: Mapping[str, Any], last: Path) -> None:
@@ -58,16 +56,17 @@ def hold_to(folder: Path, premises: Mapping[str, Any], last: Path) -> None:
     text = json.dumps(premises, indent=1, ensure_ascii=False)
     path, checkpoints = folder / FILE, last.parent
     if not last.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            folder.mkdir(parents=True, exist_ok=True)
         # Several processes may write it at once, each the same.
-        draft = path.with_suffix(f".{os.getpid()}")
-        draft.write_text(text + "\n", encoding="utf-8")
-        draft.replace(path)
+        write_text(path, text + "\n")
         return
     anew = f"choose another out, or delete {checkpoints} to begin anew"
     try:
         former = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
+        raise UsageError(f"{path}, which says of which training the checkpoints are, is damaged", anew) from error
+    except FileNotFoundError as error:
         raise UsageError(
             f"{folder} holds checkpoints and no {FILE} that says of which training; an older landseg wrote none",
             anew,
@@ -75,12 +74,12 @@ def hold_to(folder: Path, premises: Mapping[str, Any], last: Path) -> None:
     given = json.loads(text)
     unlike = [name for name in former | given if former.get(name) != given.get(name)]
     if unlike:
-        more = f" and {len(unlike) - _SHOWN} more" if len(unlike) > _SHOWN else ""
+        more = f" and {len(unlike) - _MOST_NAMED} more" if len(unlike) > _MOST_NAMED else ""
         # The learning rate of each step follows from how many there are.
         further = "; to train a finished model further, start_from it" if unlike == ["optimisation.steps"] else ""
         raise UsageError(
             f"{checkpoints} holds checkpoints of another training, of which these differ: "
-            f"{', '.join(unlike[:_SHOWN])}{more}",
+            f"{', '.join(unlike[:_MOST_NAMED])}{more}",
             anew + further,
         )
 
@@ -112,60 +111,43 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def of_data(data: DataConfig, legend: Legend, *, validated: bool) -> Premises:
+def of_data(data: DataConfig, legend: Legend, labels: Sequence[Labels]) -> Premises:
     """Say what is trained on: which files, in which state, and what their values mean.
 
     Parameters
     ----------
     data
-        It has been opened without complaint.
+        What the configuration says.
     legend
         The training's.
-    validated
-        Whether there is a validation.
+    labels
+        Of its pairs, those to validate on last; none where a set is named.
     """
     premises: Premises = {
         "legend": legend.names,
         "data.label_values": data.label_values or {c.class_id: c.name for c in legend},
         "data.ignored_values": data.ignored_values,
     }
-    return premises | (_of_pairs(data, legend) if data.dataset is None else _of_set(data, validated=validated))
+    return premises | (_of_pairs(data, labels) if data.dataset is None else _of_set(data.dataset))
 
 
-def _of_pairs(data: DataConfig, legend: Legend) -> Premises:
+def _of_pairs(data: DataConfig, labels: Sequence[Labels]) -> Premises:
     held_back = data.validation
     pairs = (*data.training, *(() if held_back is None else held_back.scenes))
     premises: Premises = {
         "data.training": [(str(p.scene), str(p.labels)) for p in data.training],
         "data.validation": None if held_back is None else held_back.model_dump(mode="json"),
     }
-    for pair in pairs:
+    for pair, known in zip(pairs, labels, strict=True):
         premises[f"the scene {pair.scene}"] = file_stamp(data.root / pair.scene)
-        premises[f"the labels {pair.labels} of {pair.scene}"] = _fingerprint(data, pair, legend)
+        premises[f"the labels {pair.labels} of {pair.scene}"] = known.fingerprint()
     return premises
 
 
-def _fingerprint(data: DataConfig, pair: PairConfig, legend: Legend) -> str:
-    with rasterio.open(data.root / pair.scene) as scene:
-        crs, bounds = scene.crs, scene.bounds
-    return open_labels(
-        data.root / pair.labels,
-        label_codes(data.label_values, legend, data.ignored_values),
-        crs,
-        bounds,
-        f"the scene {pair.scene}",
-        class_column=data.class_column,
-        layer=data.layer,
-    ).fingerprint()
-
-
-def _of_set(data: DataConfig, *, validated: bool) -> Premises:
-    chosen = data.dataset
-    if chosen is None:
-        raise ValueError("no set is named")
+def _of_set(chosen: DatasetConfig) -> Premises:
     known = SETS[chosen.name]
     premises: Premises = {"data.dataset": [chosen.name, chosen.parts or known.parts, chosen.measured_chips]}
-    for split in ("training", "validation") if validated else ("training",):
+    for split in ("training", "validation") if known.has_validation else ("training",):
         opened = known.open(chosen.root, known.splits[split], chosen.parts or known.parts, False)
         files = sorted({file for pair in known.pairs(opened) for file in (pair.scene, pair.labels)})
         described = [(os.path.relpath(file, chosen.root), file_stamp(file)) for file in files]

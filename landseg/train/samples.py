@@ -4,7 +4,6 @@ A sample is ``{"image": (C, H, W) float32 in 0-255, "mask": (H, W) int64}``; the
 legend, and `IGNORED` where nothing is known or the scene holds no data.
 """
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from torchgeo.datasets import GeoDataset, IntersectionDataset
 
 from landseg.chips import Normalisation
 from landseg.errors import BandError, CrsError, GsdError, SceneError, TrainingDataError
-from landseg.grid import Grid
+from landseg.grid import Grid, cells
 from landseg.scene import (
     Pixels,
     RasterScene,
@@ -120,14 +119,14 @@ class TrainingScene:
     grid: Grid
     ranges: ValueRanges
 
-    def read(self, place: Grid, lattice: Grid) -> NDArray[np.float32]:
+    def read(self, place: Grid, reading_grid: Grid) -> NDArray[np.float32]:
         """Read a place that may reach beyond the scene, (C, H, W) on the scale 0-255; NaN where there is no data.
 
         Parameters
         ----------
         place
             In any CRS.
-        lattice
+        reading_grid
             The grid that most places are parts of, for which the file is kept open; others take longer.
 
         Raises
@@ -135,22 +134,22 @@ class TrainingScene:
         TrainingDataError
             If the file is damaged.
         """
-        offset = _offset(lattice, place)
+        offset = _offset(reading_grid, place)
         if offset is None:
             with self.opened(place) as scene:
                 return self.scaled(scene.read(place.window))
         (row, col), (rows, cols) = offset, place.shape
         values = np.full((len(self.bands), rows, cols), np.nan, dtype=np.float32)
         top, left = max(row, 0), max(col, 0)
-        bottom, right = min(row + rows, lattice.shape[0]), min(col + cols, lattice.shape[1])
+        bottom, right = min(row + rows, reading_grid.shape[0]), min(col + cols, reading_grid.shape[1])
         if top < bottom and left < right:
             with _telling():
-                scene = _kept_open(self.info, self.bands, lattice, os.getpid())
+                scene = _kept_open(self.info, self.bands, reading_grid, os.getpid())
                 part = scene.read(Window(left, top, right - left, bottom - top))
             values[:, top - row : bottom - row, left - col : right - col] = self.scaled(part)
         return values
 
-    def lattice(self, bounds: Bounds, crs: CRS, res: tuple[float, float]) -> Grid:
+    def reading_grid(self, bounds: Bounds, crs: CRS, res: tuple[float, float]) -> Grid:
         """Give the grid of pixels of some width and height within its bounds in a CRS: its own, if that is the same."""
         left, bottom, right, top = bounds
         width, height = res
@@ -312,8 +311,8 @@ class Scenes(GeoDataset):
         for path, bounds in zip(self.paths, self.scene_bounds, strict=True):
             if not np.isfinite(bounds).all():
                 raise TrainingDataError(f"the scene {path} lies outside of {crs}, in which {self.paths[0]} is")
-        self.lattices = tuple(
-            scene.lattice(bounds, crs, res) for scene, bounds in zip(scenes, self.scene_bounds, strict=True)
+        self.reading_grids = tuple(
+            scene.reading_grid(bounds, crs, res) for scene, bounds in zip(scenes, self.scene_bounds, strict=True)
         )
         self.index = places(self.scene_bounds, crs, filepath=self.paths)
 
@@ -321,9 +320,9 @@ class Scenes(GeoDataset):
         """Read the pixels of a place; NaN where there is no data."""
         grid = _grid(self, query)
         image = np.full((len(self.scenes[0].bands), *grid.shape), np.nan, dtype=np.float32)
-        for scene, bounds, lattice in zip(self.scenes, self.scene_bounds, self.lattices, strict=True):
+        for scene, bounds, reading_grid in zip(self.scenes, self.scene_bounds, self.reading_grids, strict=True):
             if overlap(bounds, grid.bounds) and (empty := np.isnan(image)).any():
-                image = np.where(empty, scene.read(grid, lattice), image)
+                image = np.where(empty, scene.read(grid, reading_grid), image)
         return {"crs": self.crs, "bounds": query, "image": torch.from_numpy(image)}
 
 
@@ -381,7 +380,7 @@ class Pairs(IntersectionDataset):
         super().__init__(scenes, labels, transforms=prepare)
         self.scenes = scenes.scenes
         self.labels = labels.labels
-        self.lattices = scenes.lattices
+        self.reading_grids = scenes.reading_grids
 
 
 def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:
@@ -392,7 +391,7 @@ def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:
     return GeoDataFrame(columns, index=times, geometry=[shapely.box(*one) for one in bounds], crs=crs)
 
 
-def open_scenes(paths: Sequence[Path], shown: ModelInput) -> list[TrainingScene]:
+def open_scenes(paths: Sequence[Path], model_input: ModelInput) -> list[TrainingScene]:
     """Decide about scenes what mapping would decide.
 
     Raises
@@ -401,21 +400,23 @@ def open_scenes(paths: Sequence[Path], shown: ModelInput) -> list[TrainingScene]
         If a scene is missing, unreadable, empty or without a CRS, its bands can't be told, or its pixels are too far
         from the size wanted.
     """
-    return [_open_scene(str(path), shown) for path in paths]
+    return [_open_scene(str(path), model_input) for path in paths]
 
 
-def _open_scene(path: str, shown: ModelInput) -> TrainingScene:
-    names = ", ".join(shown.bands)
+def _open_scene(path: str, model_input: ModelInput) -> TrainingScene:
+    names = ", ".join(model_input.bands)
     hint: str | None
     try:
         info = describe_scene(path)
-        bands = match_bands(info, shown.bands, shown.band_numbers)
-        return TrainingScene(info, bands, working_grid(info, shown.gsd_m), value_ranges(info, bands, shown.value_range))
+        bands = match_bands(info, model_input.bands, model_input.band_numbers)
+        return TrainingScene(
+            info, bands, working_grid(info, model_input.gsd_m), value_ranges(info, bands, model_input.value_range)
+        )
     except SceneError as error:
         # Those of mapping name options that a training does not have.
         match error:
-            case BandError():
-                numbers = ", ".join("n" * len(shown.bands))
+            case BandError() if "--bands" in (error.hint or ""):
+                numbers = ", ".join("n" * len(model_input.bands))
                 hint = f"say by their numbers which bands of all scenes are {names}: data.band_numbers: [{numbers}]"
             case GsdError():
                 hint = "train at a pixel size nearer to that of the scenes: gsd_m"
@@ -429,7 +430,7 @@ def _open_scene(path: str, shown: ModelInput) -> TrainingScene:
 def open_pairs(
     pairs: Sequence[Pair],
     codes: LabelCodes,
-    shown: ModelInput,
+    model_input: ModelInput,
     *,
     like: GeoDataset | None = None,
     vary: Callable[[Sample], Sample] | None = None,
@@ -460,7 +461,7 @@ def open_pairs(
         If a scene can't be used, see `open_scenes`, or is in degrees, labels can't be read, or a scene and its labels
         do not overlap.
     """
-    scenes = open_scenes([pair.scene for pair in pairs], shown)
+    scenes = open_scenes([pair.scene for pair in pairs], model_input)
     for scene in scenes:
         if scene.info.grid.crs.is_geographic:
             raise TrainingDataError(
@@ -474,7 +475,7 @@ def open_pairs(
     labels = [
         open_own_labels(pair, codes, crs, ground) for pair, ground in zip(pairs, images.scene_bounds, strict=True)
     ]
-    return Pairs(images, PairedLabels(labels, crs, res), Prepare(vary, shown.mean))
+    return Pairs(images, PairedLabels(labels, crs, res), Prepare(vary, model_input.mean))
 
 
 def open_own_labels(pair: Pair, codes: LabelCodes, crs: CRS, ground: Bounds) -> Labels:
@@ -499,7 +500,7 @@ def band_statistics(scenes: Sequence[TrainingScene]) -> tuple[tuple[float, ...],
     for scene in scenes:
         rows, cols = (_spread(size) for size in scene.grid.shape)
         with scene.opened(scene.grid) as reader:
-            for window in _windows(scene.grid.shape):
+            for _, window in cells(scene.grid.window, _READ_PX):
                 (top, bottom), (left, right) = window.toranges()
                 row, col = rows[(top <= rows) & (rows < bottom)] - top, cols[(left <= cols) & (cols < right)] - left
                 pixels = reader.read(window)
@@ -517,12 +518,6 @@ def _spread(size: int) -> NDArray[np.int64]:
     """Choose every eighth index, in the middle of its eight."""
     count = max(1, size // _EVERY_PX)
     return ((np.arange(count) + 0.5) * size / count).astype(np.int64)
-
-
-def _windows(shape: tuple[int, int]) -> Iterator[Window]:
-    rows, cols = shape
-    for top, left in itertools.product(range(0, rows, _READ_PX), range(0, cols, _READ_PX)):
-        yield Window(left, top, min(_READ_PX, cols - left), min(_READ_PX, rows - top))
 
 
 def mean_and_std(

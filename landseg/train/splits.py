@@ -46,7 +46,7 @@ CELLS_PER_CHIP = 4
 """How finely labels are counted: in cells of a quarter of a chip's side."""
 
 MOST_SHARED = 0.1
-"""Part of a held-out scene's labelled ground that the training may have too: tiles often overlap a little."""
+"""Part of a held-out scene's labels that may lie on or beside the training's: tiles often overlap a little."""
 
 _READ_PX = 1024
 _MANY_VALUES = 1000
@@ -93,8 +93,8 @@ class Splits:
         (K,) int64, labelled pixels of each class on the training's ground, counted by cells of a quarter of a chip.
     """
 
-    training: GeoDataset
-    validation: GeoDataset | None
+    training: Pairs
+    validation: Pairs | None
     read_px: int
     class_px: NDArray[np.int64]
 
@@ -195,7 +195,7 @@ class _Ground:
         return Window(col, row, math.ceil(max(cols) - _TOLERANCE) - col, math.ceil(max(rows) - _TOLERANCE) - row)
 
     def shared_px(self, others: Sequence["_Ground"]) -> int:
-        """Count the labelled pixels of the cells whose centres lie in labelled cells of other grounds."""
+        """Count the labelled pixels in those cells whose centres lie in cells of other grounds with labels, too."""
         rows, cols = np.nonzero(self.labelled)
         ys, xs = (_centres(size, self.cell_px)[at] for size, at in zip(self.grid.shape, (rows, cols), strict=True))
         places = _applied(self.grid.transform, xs, ys)
@@ -224,7 +224,7 @@ def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
 def open_splits(
     pairs: Sequence[Pair],
     codes: LabelCodes,
-    shown: ModelInput,
+    model_input: ModelInput,
     *,
     chip_px: int,
     read_px: int | None = None,
@@ -239,7 +239,7 @@ def open_splits(
 
     Parameters
     ----------
-    pairs, codes, shown, vary
+    pairs, codes, model_input, vary
         See `landseg.train.samples.open_pairs`; ``vary`` changes samples of the training alone.
     chip_px
         Side of the chips.
@@ -261,25 +261,27 @@ def open_splits(
         no pixels to train on, the split leaves a side empty, or what is held out is trained on.
     """
     read_px = read_px or chip_px
-    dataset = open_pairs(pairs, codes, shown, vary=vary)
+    dataset = open_pairs(pairs, codes, model_input, vary=vary)
     cell_px = max(1, chip_px // CELLS_PER_CHIP)
     grounds = _survey(dataset, codes, cell_px)
     for pair in held_out:
-        _check_held_out(pair, codes, shown, cell_px, grounds)
+        _check_held_out(pair, codes, model_input, cell_px, grounds)
     validated: Pairs | None = None
     closed: list[Bounds] = []
     if isinstance(validation, Blocks):
         blocks = _choose(grounds, validation, chip_px, seed)
         buffer_px = chip_px // 2 if validation.buffer_px is None else validation.buffer_px
         validated = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
-        validated.transforms = Prepare(mean=shown.mean)
+        validated.transforms = Prepare(mean=model_input.mean)
         closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
     elif validation:
-        validated = open_pairs(validation, codes, shown, like=dataset)
+        validated = open_pairs(validation, codes, model_input, like=dataset)
         others = _survey(validated, codes, cell_px)
         chips = [bounds for ground in others for bounds in _chips(ground, ground.grid.window, chip_px)]
         if not chips:
-            raise TrainingDataError(f"no scene for validation holds a labelled chip of {chip_px} px at {shown.gsd_m} m")
+            raise TrainingDataError(
+                f"no scene for validation holds a labelled chip of {chip_px} px at {model_input.gsd_m} m"
+            )
         validated = _restricted(validated, chips)
         closed = [ground.grid.bounds for ground in others]
     regions = [
@@ -288,7 +290,7 @@ def open_splits(
         for region in _regions(ground, read_px, [ground.window(bounds) for bounds in closed])
     ]
     if not regions:
-        raise _no_room(validation, read_px, shown.gsd_m)
+        raise _no_room(validation, read_px, model_input.gsd_m)
     class_px = _count(regions, grounds)
     _check_classes(class_px, sum(ground.class_px.sum(axis=(0, 1)) for ground in grounds), codes)
     return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), validated, read_px, class_px)
@@ -328,7 +330,7 @@ def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
     """
     grounds = [
         _Ground(grid, cell_px, _counted(grid, scene, labels, codes, cell_px))
-        for scene, labels, grid in zip(dataset.scenes, dataset.labels, dataset.lattices, strict=True)
+        for scene, labels, grid in zip(dataset.scenes, dataset.labels, dataset.reading_grids, strict=True)
     ]
     if not any(ground.class_px.any() for ground in grounds):
         raise TrainingDataError(
@@ -339,16 +341,16 @@ def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
 
 
 def _check_held_out(
-    pair: Pair, codes: LabelCodes, shown: ModelInput, cell_px: int, training: Sequence[_Ground]
+    pair: Pair, codes: LabelCodes, model_input: ModelInput, cell_px: int, training: Sequence[_Ground]
 ) -> None:
     """Open a pair as it will be mapped and compared, and see to it that it is no part of the training.
 
     Raises
     ------
     TrainingDataError
-        If it can't be used, or shares more than `MOST_SHARED` of its labelled ground with the training's.
+        If it can't be used, or more than `MOST_SHARED` of its labels lie on or beside those of the training.
     """
-    (scene,) = open_scenes([pair.scene], shown)
+    (scene,) = open_scenes([pair.scene], model_input)
     labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
     ground = _Ground(scene.grid, cell_px, _counted(scene.grid, scene, labels, codes, cell_px))
     if not ground.class_px.any():
@@ -357,7 +359,10 @@ def _check_held_out(
             "see data.label_values: value in the labels -> class name",
         )
     share = ground.shared_px(training) / int(ground.class_px.sum())
-    what = f"{share:.0%} of the ground that {pair.labels} labels for data.held_out is labelled in the training too"
+    what = (
+        f"{share:.0%} of what {pair.labels} labels for data.held_out lies on ground of the training's labels, "
+        f"or within {cell_px} px of it"
+    )
     if share > MOST_SHARED:
         raise TrainingDataError(what, "hold out ground that nothing is trained on: a model knows what it has seen")
     if share:

@@ -130,5 +130,6 @@ def _labelled_chips(plan: Plan, read: ReadChannels, on_progress: ProgressCallbac
 
 
 def _plan(model: str, scene: str, config: RunConfig | None) -> Plan:
-    """Plan a run whose products are never written."""
-    return build_plan(scene, Path("map.gpkg"), (config or RunConfig()).model_copy(update={"model": model}))
+    """Plan a run in this process whose products are never written."""
+    own = {"model": model, "workers": None, "scheduler": None, "work_folder": None}
+    return build_plan(scene, Path("map.gpkg"), (config or RunConfig()).model_copy(update=own))

@@ -192,7 +192,11 @@ def test_evaluate_and_calibrate_read_a_scene_as_run_does(
         with rasterio.open(odd, "w", **source.profile | {"crs": None, "photometric": None}) as file:
             file.write(source.read()[::-1])
     options = tmp_path / "options.yaml"
-    options.write_text(f"{{model: {small_bundle}, bands: [3, 2, 1], assume_crs: '{crs}'}}")
+    # A run's file, with what only concerns who does the work.
+    options.write_text(
+        f"{{model: {small_bundle}, bands: [3, 2, 1], assume_crs: '{crs}', scheduler: 'tcp://127.0.0.1:1', "
+        f"work_folder: {tmp_path}}}"
+    )
     where = ("--labels", corner.labels, "--quiet")
     outcome = landseg("evaluate", "--model", small_bundle, "--scene", corner.scene, *where, "--json")
     expected = json.loads(outcome.out)["confusion"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio.shutil
 from numpy.typing import NDArray
 
 from landseg.model.bundle import CARD_FILE, WEIGHTS_FILE
@@ -113,6 +114,21 @@ def test_the_scene_itself_as_output(
     assert outcome.code == 2
     assert "is a scene to be mapped" in outcome.err
     assert scene.read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["run", "polygonize"])
+def test_the_file_that_a_scene_is_a_part_of_as_output(
+    landseg: Landseg, small_bundle: Path, make_scene: SceneMaker, city: NDArray[np.uint8], tmp_path: Path, command: str
+) -> None:
+    pixels = city if command == "run" else city[:1]
+    path = tmp_path / "city.gpkg"
+    rasterio.shutil.copy(make_scene(pixels, colours=None), path, driver="GPKG", TILE_FORMAT="PNG", RASTER_TABLE="ORTHO")
+    before = path.read_bytes()
+    model = ("--model", small_bundle, "--bands", "1,2,3") if command == "run" else ()
+    outcome = landseg(command, f"GPKG:{path}:ORTHO", "--out", path, *model, "--overwrite")
+    assert outcome.code == 2, outcome.err
+    assert "is a scene to be mapped" in outcome.err or "is the raster itself" in outcome.err
+    assert path.read_bytes() == before
 
 
 def test_an_unknown_model(refused: Refusal, scene: Path) -> None:

@@ -47,8 +47,10 @@ class Case:
                 ) as file:  # fmt: skip
                     file.write(labels, 1)
             try:
-                shown = ModelInput(self.gsd_m, ("grey",), band_numbers=(1,))
-                splits = open_splits([pair], CODES, shown, chip_px=self.chip_px, validation=self.blocks, seed=self.seed)
+                model_input = ModelInput(self.gsd_m, ("grey",), band_numbers=(1,))
+                splits = open_splits(
+                    [pair], CODES, model_input, chip_px=self.chip_px, validation=self.blocks, seed=self.seed
+                )
             except TrainingDataError:
                 # Nothing is left to train on, or to hold out: rightly so, as the law below on what is left shows.
                 reject()

@@ -19,7 +19,9 @@ from landseg.catalog.items import Description, scene_item
 from landseg.catalog.search import search
 from landseg.catalog.validation import validate
 from landseg.errors import CatalogError, DiskError
+from landseg.grid import Grid
 from landseg.model.bundle import SHIPPED
+from landseg.outputs.manifest import footprint
 from tests.conftest import DEMO_LABELS, DEMO_SCENE, ROOT, Landseg, SceneMaker
 
 DAY = Description("2026-03-04")
@@ -77,6 +79,37 @@ def test_a_scene_across_the_180th_meridian(make_scene: SceneMaker, catalog: Path
     add_item(catalog, further, "fiji")
     extent = pystac.Collection.from_file(str(catalog.parent / "fiji/collection.json")).extent
     assert extent.spatial.bboxes == [[179, -18, -179.8, -16.9]]
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform", "shape", "bbox"),
+    [
+        (4326, Affine(1, 0, -180, 0, -1, 90), (180, 360), [-180, -90, 180, 90]),
+        (4326, Affine(1, 0, -100, 0, -1, 50), (100, 200), [-100, -50, 100, 50]),
+        (4326, Affine(1, 0, 0, 0, -1, 90), (180, 360), [-180, -90, 180, 90]),
+        (4326, Affine(1, 0, 200, 0, -1, 10), (10, 20), [-160, 0, -140, 10]),
+        (4326, Affine(1, 0, 170, 0, -1, 10), (10, 10), [170, 0, 180, 10]),
+        (4326, Affine(1, 0, 180, 0, -1, 10), (10, 10), [-180, 0, -170, 10]),
+        (
+            3857,
+            Affine(111_319.49079327358, 0, -20_037_508.342789244, 0, -1e5, 1e6),
+            (20, 360),
+            [-180, -8.95, 180, 8.95],
+        ),
+        (5041, Affine(1e4, 0, 1_500_000, 0, -1e4, 2_500_000), (100, 100), [-180, 83.6, 180, 90]),
+        (32660, Affine(1000, 0, 800_000, 0, -1000, -1_900_000), (50, 100), [179.82, -17.6, -179.2, -17.1]),
+    ],
+)
+def test_where_a_grid_lies(crs: int, transform: Affine, shape: tuple[int, int], bbox: list[float]) -> None:
+    geometry, found = footprint(Grid(shape, transform, CRS.from_epsg(crs)))
+    assert found == pytest.approx(bbox, abs=0.1)
+    ground = shapely.geometry.shape(geometry)
+    assert ground.is_valid
+    west, south, east, north = bbox
+    parts = [(west, east)] if west < east else [(west, 180), (-180, east)]
+    expected = shapely.union_all([shapely.box(left, south, right, north) for left, right in parts])
+    assert ground.intersection(expected).area == pytest.approx(expected.area, rel=0.2)
+    assert ground.area == pytest.approx(expected.area, rel=0.2)
 
 
 def test_a_single_band_is_drawn_in_grey(make_scene: SceneMaker) -> None:

@@ -149,9 +149,17 @@ def test_memory_for_less_than_one_chip() -> None:
     assert caught.value.exit_code == 4
 
 
-@pytest.mark.parametrize("error", [GPU_FULL, CPU_FULL, MemoryError()], ids=["gpu", "cpu", "numpy"])
-def test_whoever_finds_too_little_memory_it_is_told_alike(error: Exception) -> None:
-    with pytest.raises(MemoryLimitError, match="memory on cpu does not suffice"), telling_memory(CPU):
+@pytest.mark.parametrize(
+    ("error", "device", "says"),
+    [
+        (CPU_FULL, "cpu", "main memory does not suffice"),
+        (MemoryError(), "cpu", "main memory does not suffice"),
+        (MemoryError(), "cuda:0", "main memory does not suffice"),
+        (GPU_FULL, "cuda:0", "memory on cuda:0 does not suffice"),
+    ],
+)
+def test_too_little_memory_is_told_by_where_it_is(error: Exception, device: str, says: str) -> None:
+    with pytest.raises(MemoryLimitError, match=says), telling_memory(torch.device(device)):
         raise error
 
 

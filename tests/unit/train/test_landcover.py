@@ -555,12 +555,12 @@ def test_patience_needs_a_set_with_a_validation(
 def test_files_of_a_named_set_that_have_changed_are_told(name: str, split: Split, make_tree: MakeTree) -> None:
     tree, known = make_tree(name), SETS[name]
     data = keys(tree, tree.root / "runs").data
-    before = of_data(data, known.legend, validated=True)
+    before = of_data(data, known.legend, ())
 
     labels = known.pairs(known.open(tree.root, known.splits[split], known.parts, False))[0].labels
     os.utime(labels, (1, 1))
 
-    after = of_data(data, known.legend, validated=True)
+    after = of_data(data, known.legend, ())
     assert [key for key in before if after[key] != before[key]] == [f"the files of the {split} split"]
 
 
@@ -568,12 +568,12 @@ def test_files_of_a_named_set_that_have_changed_are_told(name: str, split: Split
 def test_files_that_are_not_trained_on_do_not_matter(name: str, make_tree: MakeTree) -> None:
     tree, known = make_tree(name), SETS[name]
     data = keys(tree, tree.root / "runs").data
-    before = of_data(data, known.legend, validated=False)
+    before = of_data(data, known.legend, ())
 
     held_out = known.open(tree.root, known.splits[known.held_out], known.parts, False)
     os.utime(known.pairs(held_out)[0].labels, (1, 1))
 
-    assert of_data(data, known.legend, validated=False) == before
+    assert of_data(data, known.legend, ()) == before
 
 
 def test_bands_of_another_name_are_refused_before_training(make_tree: MakeTree, tmp_path: Path) -> None:

@@ -118,13 +118,13 @@ def test_scenes_of_other_types_are_scaled_as_for_mapping(
     tmp_path: Path, pair: Pair, dtype: str, value_range: tuple[float, float] | None
 ) -> None:
     scene = write(tmp_path / "deep.tif", SPECKLE.astype(dtype))
-    shown = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=value_range)
+    model_input = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=value_range)
     ranges = value_ranges(describe_scene(str(scene)), (1, 2, 3), value_range)
     low, high = (np.array(side)[:, None, None] for side in zip(*ranges, strict=True))
     expected = (np.clip(SPECKLE, low, high) - low) * 255 / (high - low)
 
-    sample = open_pairs([Pair(scene, pair.labels)], CODES, shown)[500_000:500_096, 2_799_936:2_800_000]
-    mean, std = band_statistics(open_scenes([scene], shown))
+    sample = open_pairs([Pair(scene, pair.labels)], CODES, model_input)[500_000:500_096, 2_799_936:2_800_000]
+    mean, std = band_statistics(open_scenes([scene], model_input))
 
     np.testing.assert_allclose(sample["image"], expected, atol=1e-3)
     # Every eighth pixel of a row of 96 and a column of 64, that is.
@@ -158,10 +158,10 @@ def test_pixels_without_data_have_no_label_and_are_the_mean(
 ) -> None:
     scene = hollow(tmp_path / "hollow.tif", pixels, kind)
     mean = (10.0, 20.0, 30.0)
-    shown = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=(0.0, 255.0), mean=mean)
+    model_input = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=(0.0, 255.0), mean=mean)
 
-    plain = open_pairs([pair], CODES, shown)[500_000:500_064, 2_799_936:2_800_000]
-    sample = open_pairs([Pair(scene, pair.labels)], CODES, shown)[500_000:500_064, 2_799_936:2_800_000]
+    plain = open_pairs([pair], CODES, model_input)[500_000:500_064, 2_799_936:2_800_000]
+    sample = open_pairs([Pair(scene, pair.labels)], CODES, model_input)[500_000:500_064, 2_799_936:2_800_000]
 
     assert (sample["mask"][:, :40] == IGNORED).all()
     assert (sample["image"][:, :, :40] == torch.tensor(mean)[:, None, None]).all()
@@ -175,8 +175,8 @@ def test_pixels_without_data_are_the_mean_however_samples_are_varied(
     scene = hollow(tmp_path / "hollow.tif", pixels, "nodata")
     land = write(tmp_path / "land.tif", np.ones((1, 64, 96), dtype=np.uint8))
     mean = torch.tensor([10.1, 20.2, 30.3])
-    shown = ModelInput(1.0, mean=tuple(mean.tolist()))
-    dataset = open_pairs([Pair(scene, land)], CODES, shown, vary=Augmentation(scale=1.25))
+    model_input = ModelInput(1.0, mean=tuple(mean.tolist()))
+    dataset = open_pairs([Pair(scene, land)], CODES, model_input, vary=Augmentation(scale=1.25))
     torch.manual_seed(0)
 
     for _ in range(20):
@@ -191,8 +191,8 @@ def test_pixels_without_data_are_the_mean_however_samples_are_varied(
 def test_pixels_without_data_are_not_measured(tmp_path: Path, pixels: NDArray[np.uint8], kind: str) -> None:
     scene = hollow(tmp_path / "hollow.tif", pixels, kind)
 
-    shown = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=(0.0, 255.0))
-    mean, std = band_statistics(open_scenes([scene], shown))
+    model_input = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=(0.0, 255.0))
+    mean, std = band_statistics(open_scenes([scene], model_input))
 
     seen = pixels[:, 4::8, 44::8].astype(float)
     np.testing.assert_allclose(mean, seen.mean(axis=(1, 2)), atol=0.05)

@@ -319,7 +319,7 @@ def test_held_out_ground_that_is_trained_on_is_refused(tmp_path: Path, crs: str)
 
     error = refusal([training], held_out=[Pair(scene, labels)])
 
-    assert re.search(r"^(49|50|51)% of the ground that .*reprojected\.tif labels for data\.held_out", error.what)
+    assert re.search(r"^(49|50|51)% of what .*reprojected\.tif labels for data\.held_out", error.what)
 
 
 def test_held_out_ground_may_lie_beside_what_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -331,7 +331,7 @@ def test_held_out_ground_may_lie_beside_what_is_trained_on(tmp_path: Path, caplo
     assert not caplog.records
     open_splits([training], CODES, ModelInput(1.0), chip_px=16, held_out=[overlapping])
 
-    assert f"8% of the ground that {overlapping.labels} labels" in caplog.text
+    assert f"8% of what {overlapping.labels} labels for data.held_out" in caplog.text
 
 
 def test_other_labels_of_the_same_scene_may_be_held_out(tmp_path: Path) -> None:
