@@ -112,6 +112,9 @@ class LabelRaster:
                 path,
                 driver="COG",
                 compress="DEFLATE",
+                # Differences at the quickest level take less room, and time, than values at the usual one.
+                level=1,
+                predictor="YES",
                 blocksize=BLOCK_PX,
                 # The class that most of the covered pixels have: averages of class ids mean nothing.
                 overview_resampling="MODE",
@@ -129,7 +132,7 @@ class LabelRaster:
     def _checksum_of(self, path: Path) -> int:
         rows, cols = self.grid.shape
         checksum = 0
-        with rasterio.open(path) as file:
+        with rasterio.open(path, num_threads="ALL_CPUS") as file:
             for top in range(0, rows, BLOCK_PX):
                 block: NDArray[Any] = file.read(window=Window(0, top, cols, min(BLOCK_PX, rows - top)))
                 checksum = zlib.crc32(np.ascontiguousarray(block).data, checksum)
