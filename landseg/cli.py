@@ -554,9 +554,9 @@ def _class_values(text: str) -> dict[int, str]:
 def list_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False) -> None:
     """Name what is in a catalog."""
     from landseg import terminal
-    from landseg.catalog import open_catalog
+    from landseg.catalog import items_of, open_catalog
 
-    items = list(open_catalog(root).get_items(recursive=True))
+    items = list(items_of(open_catalog(root)))
     if as_json:
         typer.echo(json.dumps([item.to_dict(include_self_link=False) for item in items], indent=2))
     else:

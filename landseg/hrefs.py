@@ -5,6 +5,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, quote, urlencode, urlsplit
+from urllib.request import url2pathname
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -20,6 +21,11 @@ _GDAL_OPTIONS = re.compile(r"(/vsi\w+)\?(?:[^'\"]*?&url=)?[^\s'\"]*")
 def is_remote(href: str) -> bool:
     """Tell whether GDAL would ask a server for it, or one of its own file systems, rather than the disk."""
     return "://" in href or href.startswith("/vsi")
+
+
+def local_path(href: str) -> str:
+    """Give the path that a ``file://`` URL names; others are left as they are."""
+    return url2pathname(urlsplit(href).path) if href.startswith("file://") else href
 
 
 def hide_secrets(text: str) -> str:

@@ -11,6 +11,8 @@ from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from landseg.hrefs import hide_secrets
+
 if TYPE_CHECKING:
     import pystac
 
@@ -182,7 +184,9 @@ def print_item(item: "pystac.Item") -> None:
         "bands": ", ".join(band["name"] for band in bands),
         "clouds": "" if cloud_cover is None else f"{cloud_cover:g} %",
         "licence": properties.get("license", ""),
-        "files": "\n".join(f"{key}: {asset.get_absolute_href()}" for key, asset in item.assets.items()),
+        "files": "\n".join(
+            f"{key}: {hide_secrets(asset.get_absolute_href() or asset.href)}" for key, asset in item.assets.items()
+        ),
     }
     print_pairs({name: value for name, value in rows.items() if value})
 

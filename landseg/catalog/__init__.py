@@ -1,19 +1,34 @@
 """The data catalog: STAC on disk or behind a server, searched for scenes, added to and validated."""
 
 import json
+import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pystac
 from filelock import FileLock
+from urllib3.exceptions import HTTPError
 
 from landseg.errors import CatalogError
 from landseg.hrefs import is_remote
 from landseg.outputs.drafts import write_text, writing
 
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, pystac.STACError, pystac.STACTypeError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    HTTPError,
+    pystac.STACError,
+    pystac.STACTypeError,
+)
 """What pystac raises, by itself or unawares, where JSON is missing or is not what it should be."""
+
+# What can't be a folder's name, here or on Windows, or is another folder's.
+_NO_NAME = re.compile(r"[/\\:]|^\.*$")
 
 COLLECTIONS = {
     "scenes": "Scenes to map.",
@@ -40,6 +55,23 @@ def open_catalog(href: str) -> pystac.Catalog:
         raise CatalogError(f"can't read the catalog {href}", f"{error}".splitlines()[0]) from error
 
 
+def items_of(root: pystac.Catalog) -> Iterator[pystac.Item]:
+    """Give all items of a catalog.
+
+    Raises
+    ------
+    CatalogError
+        If a part of it can't be read.
+    """
+    try:
+        yield from root.get_items(recursive=True)
+    except UNREADABLE as error:
+        raise CatalogError(
+            f"can't read all of the catalog {root.get_self_href()}",
+            "'landseg catalog validate' says what is wrong with it",
+        ) from error
+
+
 def find_item(root: pystac.Catalog, item_id: str) -> pystac.Item:
     """Find an item by its id, in whatever collection.
 
@@ -48,14 +80,25 @@ def find_item(root: pystac.Catalog, item_id: str) -> pystac.Item:
     CatalogError
         If there is none.
     """
-    for item in root.get_items(recursive=True):
+    for item in items_of(root):
         if item.id == item_id:
             return item
     raise CatalogError(f"the catalog {root.get_self_href()} has no item '{item_id}'", "landseg catalog list names them")
 
 
 def item_folder(catalog: Path, collection_id: str, item_id: str) -> Path:
-    """Say where an item of a catalog lies."""
+    """Say where an item of a catalog lies.
+
+    Raises
+    ------
+    CatalogError
+        If its id, or the collection's, can't be a folder's name.
+    """
+    for name in (collection_id, item_id):
+        if _NO_NAME.search(name):
+            raise CatalogError(
+                f"'{name}' can't be the name of a folder", "give the item, or its collection, another id"
+            )
     return catalog.resolve().parent / collection_id / item_id
 
 
@@ -79,10 +122,11 @@ def add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     Raises
     ------
     CatalogError
-        If the catalog can't be read.
+        If the catalog can't be read, or an id can't be a folder's name.
     DiskError
         If it can't be written.
     """
+    item_folder(catalog, collection_id, item.id)
     # Two that add at the same time would each write the collection without the other's item.
     lock = FileLock(catalog.with_name(f".{catalog.name}.lock"))
     with writing(catalog):

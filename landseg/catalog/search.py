@@ -18,7 +18,7 @@ from urllib3 import Retry
 
 from landseg.catalog import UNREADABLE
 from landseg.errors import CatalogError, UsageError
-from landseg.hrefs import hide_secrets
+from landseg.hrefs import hide_secrets, local_path
 
 TIMEOUT_S = 30.0
 """Of a catalog's server, for a connection and for an answer."""
@@ -180,7 +180,7 @@ def _scene(item: pystac.Item, asset: str | None) -> SceneRef:
     cloud_cover = item.properties.get("eo:cloud_cover")
     return SceneRef(
         name=item.id,
-        href=_image(item, asset).removeprefix("file://"),
+        href=local_path(_image(item, asset)),
         date=_date(item),
         cloud_cover=None if cloud_cover is None else float(cloud_cover),
         collection=item.collection_id or "",

@@ -12,7 +12,7 @@ import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
 from landseg.catalog import UNREADABLE
-from landseg.hrefs import is_remote
+from landseg.hrefs import is_remote, local_path
 from landseg.outputs.manifest import SHA256_MULTIHASH, checksum
 
 SCHEMAS = files("landseg.catalog") / "schemas"
@@ -80,6 +80,11 @@ def _check_schema(stac: pystac.STACObject, validator: JsonSchemaSTACValidator, f
     found.objects += 1
     # As it is stored: what pystac read may have been brought up to date on the way.
     stored: dict[str, Any] = pystac.StacIO.default().read_json(_place(stac))
+    version, known = stored.get("stac_version"), pystac.get_stac_version()
+    if version != known:
+        # The schemas at hand are those of one version.
+        found.unchecked.append(f"{_place(stac)}: is of STAC {version}, and was checked as what {known} makes of it")
+        stored = stac.to_dict(include_self_link=False, transform_hrefs=False)
     at_hand = [extension for extension in stored.get("stac_extensions", []) if extension in validator.schema_cache]
     for extension in stored.get("stac_extensions", []):
         if extension not in at_hand:
@@ -101,7 +106,7 @@ def _deepest(faults: Sequence[Any]) -> Any:
 def _check_assets(item: pystac.Item, found: Validation) -> None:
     for key, asset in item.get_assets().items():
         href, stated = asset.get_absolute_href() or asset.href, asset.extra_fields
-        place = f"{_place(item)}: asset {key}"
+        href, place = local_path(href), f"{_place(item)}: asset {key}"
         if is_remote(href):
             found.unchecked.append(f"{place} is elsewhere")
             continue

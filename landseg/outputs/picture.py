@@ -25,6 +25,7 @@ MARGIN = 0.6
 PANELS = (MARGIN, 0.85, 8.7, 5.5)
 """Left, bottom, width and height of the room for imagery and map."""
 PANEL_GAP = 0.3
+CAPTION_WIDTH = 1.0
 CAPTION_HEIGHT = 0.32
 LEGEND_LEFT, LEGEND_RIGHT = 9.9, WIDTH - MARGIN
 LEGEND_ROW = 0.56
@@ -114,7 +115,8 @@ def _panel_boxes(count: int, aspect: float) -> list[tuple[float, float, float, f
     panel_width, rows, cols = max(sizes)
     # A line of pixels is still to be seen.
     panel_height, panel_width = max(panel_width * aspect, 0.02), max(panel_width, 0.02)
-    step_x, step_y = panel_width + PANEL_GAP, panel_height + CAPTION_HEIGHT + PANEL_GAP
+    # Captions of narrow panels need room, too.
+    step_x, step_y = max(panel_width, CAPTION_WIDTH) + PANEL_GAP, panel_height + CAPTION_HEIGHT + PANEL_GAP
     left += (width - cols * step_x + PANEL_GAP) / 2
     top = bottom + height - CAPTION_HEIGHT
     return [

@@ -124,16 +124,34 @@ def read_map(path: Path) -> MapFile:
         raise InputError(f"{path} is no GeoPackage that landseg wrote: {error}", "give the .gpkg of a run") from error
     if not len(geometry):
         raise InputError(f"{path} holds no polygons")
+    shapes = shapely.from_wkb(geometry)
+    polygons = pd.DataFrame(dict(zip(header["fields"], columns, strict=True)))
+    _check_polygons(path, shapes, polygons, classes)
     manifest = read_manifest(path.with_suffix(".json"))
     return MapFile(
         path,
-        shapely.from_wkb(geometry),
-        pd.DataFrame(dict(zip(header["fields"], columns, strict=True))),
+        shapes,
+        polygons,
         classes,
         CRS.from_user_input(header["crs"]),
         manifest.get("properties", {}),
         sources_of(manifest, path.parent) if manifest else [],
     )
+
+
+def _check_polygons(path: Path, shapes: NDArray[np.object_], polygons: pd.DataFrame, classes: pd.DataFrame) -> None:
+    """Refuse what an edited map may hold and a page can't show, and say where its table of areas is another map's."""
+    if (shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON).any():
+        raise InputError(f"{path} holds more than single polygons", "split them up: Multipart to singleparts in QGIS")
+    strange = ~polygons["class_id"].isin(classes["class_id"]) | polygons["area_m2"].isna()
+    if count := int(strange.sum()):
+        raise InputError(
+            f"{path}: no area_m2, or no class_id that {CLASS_AREAS} names, has {counted(count, 'polygon')}",
+            "fill them in, in QGIS for example",
+        )
+    counts = polygons["class_id"].value_counts().reindex(classes["class_id"], fill_value=0)
+    if (counts.to_numpy() != classes["polygons"].to_numpy()).any():
+        log.warning("the polygons of %s were changed; areas and shares are those of the map as it was made", path)
 
 
 def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> None:
@@ -265,8 +283,9 @@ def polygon_data(
 
 
 def confidence_histogram(polygons: pd.DataFrame) -> list[float]:
-    """Give the share of the area, 0-1, in each `BIN` percent of confidence; nothing, where confidence is unknown."""
-    if polygons["confidence"].isna().any():
+    """Give the share of the area, 0-1, in each `BIN` percent of confidence; nothing, where no confidence is known."""
+    polygons = polygons[polygons["confidence"].notna()]
+    if polygons.empty:
         return []
     bins = np.arange(0, 100 + BIN, BIN)
     area, _ = np.histogram(polygons["confidence"], bins, weights=polygons["area_m2"])

@@ -57,6 +57,8 @@ def evaluate(
     plan = _plan(model, scene, config)
     legend = plan.bundle.card.legend
     codes = label_codes(label_values, legend, ignored_values)
+    # What is wrong with the labels is told before the work.
+    open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
     with tempfile.TemporaryDirectory(prefix="landseg-") as folder:
         predicted = map_labels(plan, Path(folder), on_progress)
         return evaluate_map(predicted, labels, codes, legend, class_column=class_column, layer=layer)

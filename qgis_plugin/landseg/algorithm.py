@@ -2,7 +2,12 @@
 
 from pathlib import Path
 
-from qgis.core import QgsProcessingAlgorithm, QgsProcessingParameterNumber, QgsProcessingParameterString
+from qgis.core import (
+    QgsProcessingAlgorithm,
+    QgsProcessingException,
+    QgsProcessingParameterNumber,
+    QgsProcessingParameterString,
+)
 from qgis.PyQt.QtGui import QIcon
 
 ICON = str(Path(__file__).with_name("icon.svg"))
@@ -69,3 +74,14 @@ def tidiness_arguments(algorithm, parameters, context):
 def file_of(layer):
     """Give the file or address of a layer, without the name of a layer in it."""
     return layer.source().split("|")[0]
+
+
+def layer_arguments(layer):
+    """Say to landseg which layer of its file a layer of polygons is."""
+    parts = layer.source().split("|")[1:]
+    if any(part.startswith("subset=") for part in parts):
+        raise QgsProcessingException(
+            "landseg reads whole layers: take the filter off, or save what it leaves as a file"
+        )
+    names = [part.removeprefix("layername=") for part in parts if part.startswith("layername=")]
+    return ["--layer", names[0]] if names else []

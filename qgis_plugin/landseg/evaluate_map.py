@@ -13,7 +13,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from .algorithm import LandsegAlgorithm, file_of, model_arguments, model_parameter
+from .algorithm import LandsegAlgorithm, file_of, layer_arguments, model_arguments, model_parameter
 from .command import run_landseg
 
 
@@ -62,6 +62,7 @@ class EvaluateMap(LandsegAlgorithm):
             arguments += ["--label-values", values]
         if isinstance(labels, QgsVectorLayer):
             arguments += ["--class-column", self.parameterAsString(parameters, "CLASS_COLUMN", context)]
+            arguments += layer_arguments(labels)
         outputs = {"OUTPUT": self.parameterAsFileOutput(parameters, "OUTPUT", context)}
         figure = self.parameterAsFileOutput(parameters, "FIGURE", context)
         if figure:

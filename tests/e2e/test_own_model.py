@@ -220,6 +220,16 @@ def test_evaluate_and_calibrate_read_a_scene_as_run_does(
     assert temperatures[0] == temperatures[1]
 
 
+def test_labels_that_can_t_be_read_are_told_before_the_work(
+    landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path
+) -> None:
+    arguments = ("evaluate", "--model", small_bundle, "--scene", corner.scene, "--labels", tmp_path / "none.gpkg")
+    outcome = landseg(*arguments)
+    assert outcome.code == 3
+    assert "none.gpkg" in outcome.err
+    assert "mapping" not in outcome.err
+
+
 def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:
     far = tmp_path / "far.tif"
     with rasterio.open(corner.labels) as source:

@@ -55,6 +55,51 @@ def test_an_item_says_what_the_file_holds(make_scene: SceneMaker, city: NDArray[
     assert (thumbnail[31:] == np.moveaxis(data, 0, -1)[31:])[np.moveaxis(data, 0, -1)[31:] > 0].all()
 
 
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a:b", "..", ""])
+def test_an_id_is_no_path(make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path, name: str) -> None:
+    item, _ = scene_item("city", make_scene(city), DAY)
+    with pytest.raises(CatalogError, match="can't be the name of a folder"):
+        add_item(catalog, item, name)
+    item.id = name
+    with pytest.raises(CatalogError, match="can't be the name of a folder"):
+        add_item(catalog, item, "scenes")
+    assert not catalog.parent.exists()
+
+
+def test_a_catalog_that_lacks_a_file_is_told(
+    landseg: Landseg, make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path
+) -> None:
+    item, _ = scene_item("city", make_scene(city), DAY)
+    add_item(catalog, item, "scenes").unlink()
+    for command in (("list",), ("show", "city")):
+        outcome = landseg("catalog", *command, "--catalog", catalog)
+        assert outcome.code == 3
+        assert "can't read all of the catalog" in outcome.err
+
+
+def test_a_server_that_does_not_answer_is_told_without_its_secrets(landseg: Landseg) -> None:
+    outcome = landseg("catalog", "list", "--catalog", "https://u:pw@127.0.0.1:9/c.json?token=SECRET")
+    assert outcome.code == 3
+    assert "SECRET" not in outcome.err
+    assert "pw@" not in outcome.err
+
+
+def test_a_catalog_of_an_earlier_stac_is_checked_by_what_is_at_hand(
+    make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path
+) -> None:
+    item, _ = scene_item("city", make_scene(city, "My City.tif"), DAY)
+    item.assets["image"].href = f"file://{catalog.parent.parent}/My%20City.tif"
+    stored = add_item(catalog, item, "scenes")
+    content = json.loads(stored.read_text())
+    content["assets"]["image"]["href"] = item.assets["image"].href
+    stored.write_text(json.dumps(content | {"stac_version": "1.0.0"}))
+    found = validate(open_catalog(str(catalog)))
+    assert found.faults == []
+    assert found.assets == 1
+    assert any("is of STAC 1.0.0" in line for line in found.unchecked)
+    assert [scene.href for scene in search(str(catalog))] == [f"{catalog.parent.parent}/My City.tif"]
+
+
 FIJI = Affine(1e-5, 0, 179.9996, 0, -1e-5, -17.0)
 
 

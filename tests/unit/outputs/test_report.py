@@ -2,11 +2,15 @@ import base64
 import gzip
 import json
 import re
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from affine import Affine
@@ -53,6 +57,15 @@ def geopackage(tmp_path: Path) -> Path:
     path = tmp_path / "map.gpkg"
     write_layer(path, [polygons], LEGEND, UTM)
     return path
+
+
+def edit(geopackage: Path, statement: str) -> None:
+    with closing(sqlite3.connect(geopackage)) as database:
+        # Triggers keep the index of places, by functions that are GDAL's.
+        for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f'DROP TRIGGER "{name}"')
+        database.execute(statement)
+        database.commit()
 
 
 def page_of(geopackage: Path) -> tuple[str, dict[str, Any]]:
@@ -149,6 +162,35 @@ def test_the_largest_of_the_unsure_are_listed_by_their_place_in_the_page() -> No
     assert (unsure["polygons"], unsure["area_m2"]) == (3, 15)
     assert unsure["share"] == pytest.approx(15 / 95)
     assert [polygon["index"] for polygon in unsure["largest"]] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE landuse SET class_id = NULL WHERE fid = 2", "has 1 polygon"),
+        ("UPDATE landuse SET class_id = 77", "has 2 polygons"),
+        ("UPDATE landuse SET area_m2 = NULL WHERE fid = 1", "has 1 polygon"),
+    ],
+)
+def test_polygons_that_a_page_can_t_show_are_told(geopackage: Path, change: str, says: str) -> None:
+    edit(geopackage, change)
+    with pytest.raises(InputError, match=says):
+        read_map(geopackage)
+
+
+def test_polygons_of_several_parts_are_told(geopackage: Path) -> None:
+    frame = geopandas.read_file(geopackage, layer="landuse").dissolve()
+    pyogrio.write_dataframe(frame, geopackage, layer="landuse", promote_to_multi=True)
+    with pytest.raises(InputError, match="more than single polygons"):
+        read_map(geopackage)
+
+
+def test_an_edited_map_is_told_and_shown(geopackage: Path, caplog: pytest.LogCaptureFixture) -> None:
+    edit(geopackage, "UPDATE landuse SET class_id = 300, confidence = NULL WHERE fid = 2")
+    _, report = page_of(geopackage)
+    assert "were changed; areas and shares are those of the map as it was made" in caplog.text
+    # The polygon whose confidence is known still counts.
+    assert sum(report["histogram"]) == pytest.approx(1)
 
 
 def test_what_is_no_map_is_refused(tmp_path: Path, landseg: Landseg) -> None:
