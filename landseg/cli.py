@@ -134,7 +134,7 @@ def run(
 
     given = {
         "model": model,
-        "bands": _band_numbers(bands),
+        "bands": bands,
         "overlap": overlap,
         "views": views,
         "device": device,
@@ -179,7 +179,8 @@ def _run_config(path: Path | None, given: dict[str, Any]) -> "RunConfig":
     """Put what was given on the command line over the options in a file, if there is one."""
     from landseg.config import RunConfig, load_config, override
 
-    return override(RunConfig() if path is None else load_config(path, RunConfig), given)
+    bands = None if given["bands"] is None else _band_numbers(given["bands"])
+    return override(RunConfig() if path is None else load_config(path, RunConfig), given | {"bands": bands})
 
 
 def _show_plan(plan: "Plan", *, as_json: bool) -> None:
@@ -267,9 +268,7 @@ def _min_areas(text: str | None) -> dict[str, Any]:
     return {"min_area": general, "min_area_of_class": of_class or None}
 
 
-def _band_numbers(text: str | None) -> tuple[int, ...] | None:
-    if text is None:
-        return None
+def _band_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
@@ -345,7 +344,7 @@ def evaluate(
 
     given = {
         "model": model,
-        "bands": _band_numbers(bands),
+        "bands": bands,
         "overlap": overlap,
         "views": views,
         "device": device,
@@ -454,7 +453,7 @@ def calibrate_model(
     from landseg.train import trial
 
     given = {
-        "bands": _band_numbers(bands),
+        "bands": bands,
         "views": views,
         "device": device,
         "precision": precision,

@@ -9,7 +9,9 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 from affine import Affine
+from numpy.typing import NDArray
 from pyproj import Geod, Transformer
 from rasterio.crs import CRS
 from rasterio.windows import Window
@@ -59,13 +61,16 @@ class Grid:
         xs, ys = zip(*self.corners, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
-    @cached_property
-    def lonlat_corners(self) -> tuple[tuple[float, float], ...]:
-        """The corners as (longitude, latitude) in degrees on WGS 84."""
+    def lonlat_outline(self, parts: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Give longitudes and latitudes around the grid, in degrees on WGS 84, each side divided into so many parts.
+
+        The first of the `corners` ends it, too. Longitudes are unbroken at the 180th meridian.
+        """
+        steps = np.linspace(0, 4, 4 * parts + 1)
+        x, y = (np.interp(steps, range(5), side) for side in zip(*self.corners, self.corners[0], strict=True))
         to_lonlat = Transformer.from_crs(self.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
-        xs, ys = zip(*self.corners, strict=True)
-        lons, lats = to_lonlat.transform(xs, ys)
-        return tuple((float(lon), float(lat)) for lon, lat in zip(lons, lats, strict=True))
+        lons, lats = to_lonlat.transform(x, y)
+        return np.unwrap(lons, period=360), lats
 
     @cached_property
     def pixel_size_m(self) -> tuple[float, float]:

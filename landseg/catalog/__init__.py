@@ -126,6 +126,7 @@ def add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     DiskError
         If it can't be written.
     """
+    # An id that can't be is refused before anything is made.
     item_folder(catalog, collection_id, item.id)
     # Two that add at the same time would each write the collection without the other's item.
     lock = FileLock(catalog.with_name(f".{catalog.name}.lock"))

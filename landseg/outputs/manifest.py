@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pystac
 import shapely
-from numpy.typing import NDArray
-from pyproj import Transformer
 from shapely.affinity import translate
 
 from landseg.errors import InputError
-from landseg.grid import LONLAT, Grid
+from landseg.grid import Grid
 from landseg.hrefs import is_remote
 from landseg.legend import Legend
 from landseg.outputs import ClassArea
@@ -28,7 +26,7 @@ PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
 # Into which a side is divided: small enough for its longitudes to be followed around the Earth.
-_STEPS = 16
+_PARTS = 16
 
 SHA256_MULTIHASH = "1220"
 """What a multihash of this kind begins with."""
@@ -59,7 +57,8 @@ def footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
 
     Across the 180th meridian it is cut there, and the ``bbox`` has its west east of its east (RFC 7946, 3.1.9 and 5.2).
     """
-    lons, lats = _outline(grid)
+    lons, lats = grid.lonlat_outline(_PARTS)
+    lons, lats = np.round(lons - 360 * np.round((lons.min() + lons.max()) / 720), 7), np.round(lats, 7)
     south, north = float(lats.min()), float(lats.max())
     if abs(lons[-1] - lons[0]) > 180:
         # Around a pole.
@@ -67,26 +66,13 @@ def footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:
     west, east = float(lons.min()), float(lons.max())
     if east - west >= 360:
         return shapely.geometry.mapping(shapely.box(-180, south, 180, north)), [-180.0, south, 180.0, north]
-    corners = [(float(lon), float(lat)) for lon, lat in zip(lons[:-1:_STEPS], lats[:-1:_STEPS], strict=True)]
+    corners = [(float(lon), float(lat)) for lon, lat in zip(lons[:-1:_PARTS], lats[:-1:_PARTS], strict=True)]
     if west >= -180 and east <= 180:
         return {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]}, [west, south, east, north]
     whole = shapely.union_all([translate(shapely.Polygon(corners), turn) for turn in (-360, 0, 360)])
     shape = shapely.intersection(whole, shapely.box(-180, -90, 180, 90), grid_size=1e-7)
     west, east = (round(lon - 360 * round(lon / 360), 7) for lon in (west, east))
     return shapely.geometry.mapping(shape), [west, south, east, north]
-
-
-def _outline(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Give longitudes, unbroken at the 180th meridian, and latitudes around a grid; the first corner ends it, too."""
-    rows, cols = grid.shape
-    corners = np.array([(0, 0), (cols, 0), (cols, rows), (0, rows), (0, 0)], dtype=np.float64)
-    steps = np.arange(0, 4 + 1 / _STEPS, 1 / _STEPS)
-    col, row = (np.interp(steps, range(5), corners[:, axis]) for axis in (0, 1))
-    a, b, c, d, e, f, *_ = grid.transform
-    to_lonlat = Transformer.from_crs(grid.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
-    lons, lats = to_lonlat.transform(a * col + b * row + c, d * col + e * row + f)
-    lons = np.unwrap(lons, period=360)
-    return np.round(lons - 360 * np.round((lons.min() + lons.max()) / 720), 7), np.round(lats, 7)
 
 
 def grid_properties(grid: Grid) -> dict[str, Any]:

@@ -214,10 +214,11 @@ def _check_options(config: TrainConfig) -> None:
     options, data = config.optimisation, config.data
     known = None if data.dataset is None else SETS[data.dataset.name]
     if options.patience is not None and not (data.validation if known is None else known.has_validation):
+        bring_one = " and ".join(name for name, chosen in SETS.items() if chosen.has_validation)
         raise ConfigError(
             "optimisation.patience needs a validation, and there is none",
             "say under data.validation what to measure on, or leave the key out; of the named sets, "
-            "landcoverai and chesapeake bring one",
+            f"{bring_one} bring one",
         )
     if known is not None and not config.legend:
         for name in options.loss.class_weights:

@@ -89,7 +89,7 @@ def open_material(config: TrainConfig, model_input: ModelInput, chip_px: int) ->
 def _pairs(config: TrainConfig, model_input: ModelInput, chip_px: int, vary: Augmentation) -> Material:
     legend, data = legend_of(config.legend), config.data
     pairs, held_out = _located(data, data.training), _located(data, data.held_out)
-    other_scenes = data.validation is not None and data.validation.blocks is None
+    validation = _validation(data)
     mean, std = band_statistics(open_scenes([pair.scene for pair in pairs], model_input))
     splits = open_splits(
         pairs,
@@ -97,7 +97,7 @@ def _pairs(config: TrainConfig, model_input: ModelInput, chip_px: int, vary: Aug
         replace(model_input, mean=model_input.mean or mean),
         chip_px=chip_px,
         read_px=vary.read_px(chip_px),
-        validation=_validation(data),
+        validation=validation,
         held_out=held_out,
         seed=config.optimisation.seed,
         vary=vary,
@@ -108,7 +108,10 @@ def _pairs(config: TrainConfig, model_input: ModelInput, chip_px: int, vary: Aug
         None if splits.validation is None else Sites(splits.validation, splits.validation_sampler()),
         Statistics(mean, std, splits.class_shares),
         {"scenes": [str(pair.scene) for pair in data.training]},
-        labels=(*splits.training.labels, *(splits.validation.labels if other_scenes and splits.validation else ())),
+        labels=(
+            *splits.training.labels,
+            *(splits.validation.labels if isinstance(validation, list) and splits.validation else ()),
+        ),
         held_out=held_out,
     )
 

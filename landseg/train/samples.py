@@ -443,7 +443,7 @@ def open_pairs(
         At least one.
     codes
         What the values of the labels mean.
-    shown
+    model_input
         What is read of the scenes.
     like
         Another dataset, in whose CRS and pixels to read; by default those that the first scene would be mapped on.

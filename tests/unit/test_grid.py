@@ -77,9 +77,10 @@ def test_a_resampled_grid_covers_the_same_ground(factors: tuple[float, float], s
     assert abs(grid.bounds[2] - right) <= width / 2
 
 
-def test_lonlat_corners() -> None:
+def test_lonlat_outline() -> None:
     # The demo's grid, whose centre `rio info` puts at 55.41209, 25.16340.
-    lons, lats = zip(*Grid((1632, 1528), Affine(1, 0, 339200, 0, -1, 2784800), UTM40).lonlat_corners, strict=True)
+    outline = Grid((1632, 1528), Affine(1, 0, 339200, 0, -1, 2784800), UTM40).lonlat_outline(16)
+    lons, lats = (around[:-1:16] for around in outline)
     assert (sum(lons) / 4, sum(lats) / 4) == pytest.approx((55.41209, 25.16340), abs=1e-5)
     assert lons[0] < lons[1]
     assert lats[0] > lats[3]
