@@ -84,6 +84,7 @@ def polygonize_raster(
             raster,
             source.grid,
             known,
+            class_ids=source.values,
             confidence_band=source.confidence_band,
             merging=merging_of(config, known),
             tolerance_m=config.simplify,

@@ -2,8 +2,8 @@
 
 import logging
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "GeoJSONSeq": {},
     "ESRI Shapefile": {"layer_options": {"ENCODING": "UTF-8"}},
 }
+
+INDEX_BYTES = 2**27
+"""What GDAL may hold of a GeoPackage's index, that of two million polygons; from there on it is made on disk."""
 
 FIELDS = [
     pa.field("class_id", pa.int32()),
@@ -143,6 +146,7 @@ def draw_layer(
     grid: Grid,
     legend: Legend,
     *,
+    class_ids: Sequence[int] | None = None,
     confidence_band: int | None = None,
     merging: Merging = NO_MERGING,
     tolerance_m: float = 0.0,
@@ -156,6 +160,8 @@ def draw_layer(
         A draft; a temporary file stands beside it until all is written.
     raster
         On ``grid``; band 1 holds the class ids of ``legend``, and whatever else is nodata.
+    class_ids
+        Those that occur, ascending, where the legend may have more of them than a map can; all of them if None.
     confidence_band, merging, tolerance_m, threads
         See `landseg.polygons.polygonize`.
 
@@ -168,7 +174,7 @@ def draw_layer(
         raster,
         grid,
         work=path.parent,
-        class_ids=sorted(legend.class_ids),
+        class_ids=sorted(legend.class_ids) if class_ids is None else class_ids,
         confidence_band=confidence_band,
         merging=merging,
         tolerance_m=tolerance_m,
@@ -227,17 +233,29 @@ class _Stream:
 def _write_by_gdal(path: Path, driver: str, stream: _Stream, crs: CRS) -> None:
     reader = pa.RecordBatchReader.from_batches(stream.schema, stream)
     try:
-        pyogrio.write_arrow(
-            reader,
-            path,
-            layer=LAYER,
-            driver=driver,
-            geometry_name="geometry",
-            geometry_type="Polygon",
-            crs=crs.to_wkt(),
-            **_OPTIONS[driver],
-        )
+        with _bounded_index():
+            pyogrio.write_arrow(
+                reader,
+                path,
+                layer=LAYER,
+                driver=driver,
+                geometry_name="geometry",
+                geometry_type="Polygon",
+                crs=crs.to_wkt(),
+                **_OPTIONS[driver],
+            )
     except Exception as error:
         if stream.raised is not None:
             raise stream.raised from error
         raise
+
+
+@contextmanager
+def _bounded_index() -> Iterator[None]:
+    """Keep GDAL to `INDEX_BYTES`, where it would take up to a tenth of main memory."""
+    option = "OGR_GPKG_MAX_RAM_USAGE_RTREE"
+    pyogrio.set_gdal_config_options({option: f"{INDEX_BYTES // 2**20}MB"})
+    try:
+        yield
+    finally:
+        pyogrio.set_gdal_config_options({option: None})

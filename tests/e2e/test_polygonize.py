@@ -91,6 +91,20 @@ def test_classes_that_do_not_occur_are_listed_as_a_run_lists_them(
     assert [a["polygons"] for a in of_raster] == [0, 1, 0]
 
 
+def test_a_raster_may_name_more_classes_than_a_map_can_have(
+    landseg: Landseg, make_scene: SceneMaker, tmp_path: Path
+) -> None:
+    halves = np.full((1, 4, 8), 3, np.uint16)
+    halves[..., 4:] = 300
+    raster = make_scene(halves, "codes.tif", colours=None)
+    names = "".join(f"<Category>code {value}</Category>" for value in range(400))
+    sidecar = f'<PAMDataset><PAMRasterBand band="1"><CategoryNames>{names}</CategoryNames></PAMRasterBand></PAMDataset>'
+    raster.with_name("codes.tif.aux.xml").write_text(sidecar)
+    assert landseg("polygonize", raster, "--out", tmp_path / "codes.gpkg", "--quiet").code == 0
+    layer = geopandas.read_file(tmp_path / "codes.gpkg", layer="landuse")
+    assert layer[["class_id", "class_name"]].to_numpy().tolist() == [[3, "code 3"], [300, "code 300"]]
+
+
 def test_strips_of_an_interrupted_run_are_not_lost(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
     raster = make_scene(np.full((1, 4, 4), 7, np.uint8), "classes.tif", colours=None)
     strip = tmp_path / "map.gpkg.landseg/0123/strip.npz"

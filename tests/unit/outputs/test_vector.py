@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 
 from landseg.errors import DiskError, InputError, UsageError
 from landseg.legend import LandClass, Legend
-from landseg.outputs import AreaCount, ClassArea
+from landseg.outputs import AreaCount, ClassArea, vector
 from landseg.outputs.vector import DRIVERS, companions, write_layer
 from landseg.polygons import Polygons
 
@@ -157,6 +157,15 @@ def test_the_database_says_what_its_fields_mean(geopackage: Path) -> None:
         (about,) = database.execute("SELECT description FROM gpkg_contents WHERE table_name = 'landuse'").fetchone()
     assert described == [("Area (m²)", "Square metres on the ellipsoid, without the holes")]
     assert "area_m2: Square metres on the ellipsoid, without the holes" in about
+
+
+def test_an_index_that_does_not_fit_into_memory_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector, "INDEX_BYTES", 2**20)
+    count = 30_000  # GDAL counts some sixty bytes for each
+    write_layer(tmp_path / "map.gpkg", batches(count, at_once=1000), LEGEND, UTM)
+    with closing(sqlite3.connect(tmp_path / "map.gpkg")) as database:
+        assert database.execute("SELECT count(*) FROM rtree_landuse_geom").fetchone() == (count,)
+    assert pyogrio.get_gdal_config_option("OGR_GPKG_MAX_RAM_USAGE_RTREE") is None
 
 
 def test_the_format_is_one_that_older_software_knows(geopackage: Path) -> None:
