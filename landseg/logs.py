@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from landseg.hrefs import hide_secrets
@@ -34,7 +35,10 @@ class _Stderr(logging.Handler):
     """Writes to whatever stderr is at the moment: a progress bar puts itself in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        # The work goes on, whoever has closed the log or filled its disk.
+        with suppress(OSError):
+            if sys.stderr is not None:
+                print(self.format(record), file=sys.stderr, flush=True)
 
 
 def log_to_stderr(*, as_json: bool, quiet: bool) -> None:

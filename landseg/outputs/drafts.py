@@ -20,6 +20,9 @@ from filelock import FileLock, Timeout
 
 from landseg.errors import DiskError, OutputExistsError, ResourceError, UsageError
 
+LONGEST_NAME = 200
+"""Bytes of an output's name: file systems take 255, and drafts of it need some more than it has."""
+
 
 class Drafts:
     """The work folder of one run; a context manager that leaves nothing behind but finished products.
@@ -147,13 +150,15 @@ def check_writable(main: Path, products: Sequence[Path], *, overwrite: bool) -> 
     Raises
     ------
     UsageError
-        If the folder is missing or a product's place is taken by a folder.
+        If the folder is missing, the name is too long or a product's place is taken by a folder.
     OutputExistsError
         If a product exists and ``overwrite`` is False, or has changes beside it that are not in it yet.
     DiskError
         If the folder can't be written to.
     """
     folder = main.parent
+    if len(os.fsencode(main.name)) > LONGEST_NAME:
+        raise UsageError(f"the output's name {main.name} is too long", f"take one of at most {LONGEST_NAME} bytes")
     if not folder.is_dir():
         raise UsageError(f"the output folder {folder} does not exist", f"make it first: mkdir -p {folder}")
     # The one that was asked for by name comes first.

@@ -89,8 +89,9 @@ def read_class_raster(path: Path, assume_crs: str | None = None) -> ClassRaster:
         )
     if not len(found):
         raise InputError(f"{path} holds no valid pixel", "all of it is nodata; is it the right file?")
-    if max(abs(found[0]), abs(found[-1])) > np.iinfo(np.int32).max:
-        raise InputError(f"{path} holds {found[-1]:g}, which is too large for a class id", "reclassify it first")
+    farthest = max(found, key=abs)
+    if abs(farthest) > np.iinfo(np.int32).max:
+        raise InputError(f"{path} holds {farthest:.0f}, which is too large for a class id", "reclassify it first")
     return ClassRaster(
         path,
         grid,

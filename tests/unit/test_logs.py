@@ -1,6 +1,8 @@
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,16 @@ def test_quiet_leaves_what_went_wrong(capsys: pytest.CaptureFixture[str]) -> Non
     log_to_stderr(as_json=False, quiet=True)
     tell()
     assert capsys.readouterr().err.startswith("landseg: failed\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full device here")
+def test_the_work_outlives_its_log(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    log_to_stderr(as_json=False, quiet=False)
+    full = Path("/dev/full").open("w")  # noqa: SIM115
+    monkeypatch.setattr("sys.stderr", full)
+    log.info("nobody reads this")
+    monkeypatch.setattr("sys.stderr", None)
+    log.info("nor this")
+    assert capsys.readouterr().out == ""
+    with suppress(OSError):
+        full.close()

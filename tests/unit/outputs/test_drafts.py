@@ -130,6 +130,12 @@ def test_a_folder_in_a_product_s_place(tmp_path: Path) -> None:
         check_writable(tmp_path / "a.gpkg", [tmp_path / "a.gpkg"], overwrite=True)
 
 
+def test_a_name_that_leaves_no_room_for_drafts_is_refused(tmp_path: Path) -> None:
+    long = tmp_path / ("ü" * 120 + ".gpkg")
+    with pytest.raises(UsageError, match="too long"):
+        check_writable(long, [long], overwrite=False)
+
+
 def test_the_check_leaves_no_trace(tmp_path: Path) -> None:
     check_writable(tmp_path / "a.gpkg", [tmp_path / "a.gpkg"], overwrite=False)
     assert list(tmp_path.iterdir()) == []

@@ -62,7 +62,8 @@ def test_names_and_colours_are_the_rasters_own(make_scene: SceneMaker) -> None:
         (np.full((1, 2, 2), 0.5, np.float32), {}, "holds decimals, such as 0.5"),
         (np.arange(300, dtype=np.int16)[None, None], {}, "more than 255 different values"),
         (np.zeros((1, 2, 2), np.uint8), {"nodata": 0}, "no valid pixel"),
-        (np.full((1, 2, 2), 2**40, np.int64), {}, "too large for a class id"),
+        (np.full((1, 2, 2), 2**40, np.int64), {}, "holds 1099511627776, which is too large for a class id"),
+        (np.array([[[-(2**31), 3]]], np.int64), {}, "holds -2147483648, which is too large for a class id"),
     ],
 )
 def test_what_is_no_raster_of_classes_is_refused(
