@@ -373,14 +373,19 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
 def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
     """Write a bundle, replacing the one at ``folder`` when it is complete.
 
-    The auxiliary head, which only training needs, is left out.
+    The old one stands aside as ``.<name>-former`` while the new one takes its place; where a process was killed at that
+    moment, the next one puts it back first. The auxiliary head, which only training needs, is left out.
 
     Raises
     ------
     BundleError
         If a weight is not a number, or too large for 16 bit.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    former = place.with_name(f".{place.name}-former")
+    if former.exists() and not place.exists():
+        former.replace(place)
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
@@ -392,7 +397,7 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
             f"the weights {overflown[0]} are not finite at 16 bit", "train again at a lower learning rate"
         )
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, draft / WEIGHTS_FILE)
         sha256 = sha256_of(draft / WEIGHTS_FILE)
@@ -401,9 +406,22 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
         # Temporary folders and safetensors' files are their owner's alone; a bundle is for everyone.
         draft.chmod(0o755)
         (draft / WEIGHTS_FILE).chmod(0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.replace(folder)
+        _take_place(draft, place, former)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Bundle(folder, card, sha256)
+
+
+def _take_place(draft: Path, place: Path, former: Path) -> None:
+    """Rename a folder to a place; what is there goes when that is done, and comes back if it can't be."""
+    if former.exists():
+        shutil.rmtree(former)
+    if place.exists():
+        place.replace(former)
+    try:
+        draft.replace(place)
+    except BaseException:
+        if former.exists():
+            former.replace(place)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
