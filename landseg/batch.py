@@ -27,14 +27,15 @@ from landseg.catalog import add_item, has_item
 from landseg.catalog.items import read_item
 from landseg.catalog.search import SceneRef, search
 from landseg.config import MergeConfig, PipelineConfig, RunConfig, load_config, override_by_environment
-from landseg.errors import LandsegError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.errors import LandsegError, OutputExistsError, ResourceError, RunInterruptedError, SceneError, UsageError
 from landseg.hrefs import hide_secrets, is_remote, stem
 from landseg.logs import FACTS
 from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
-from landseg.outputs.drafts import write_text, writing
-from landseg.outputs.vector import driver_of
+from landseg.outputs.drafts import Drafts, write_text, writing
+from landseg.outputs.manifest import listed_files
+from landseg.outputs.vector import companions, driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
 from landseg.run import (
@@ -333,7 +334,8 @@ def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
 def why_due(plan: Plan) -> str | None:
     """Say why a scene has to be mapped, or None if its map is current."""
     scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
-    due = _why_stale(plan.outputs, scene, "the scene changed", plan.bundle.sha256, plan.config)
+    due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle.sha256, plan.config)
+    due = due or _why_incomplete(plan.outputs)
     if due is None and is_remote(plan.info.path):
         properties = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))["properties"]
         # A server may give tomorrow what it did not today; a damaged file on disk stays as it is until it changes.
@@ -342,11 +344,11 @@ def why_due(plan: Plan) -> str | None:
 
 
 def _why_stale(
-    outputs: OutputPaths, source: Mapping[str, Mapping[str, Any]], changed: str, sha256: str, config: RunConfig
+    path: Path, source: Mapping[str, Mapping[str, Any]], changed: str, sha256: str, config: RunConfig
 ) -> str | None:
     """Compare a manifest with what the map would be made of now; ``changed`` is what to say if ``source`` differs."""
     try:
-        manifest = json.loads(outputs.manifest.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         properties = manifest["properties"]
         recorded = {key: {k: properties[key][k] for k in values} for key, values in source.items()}
         model = properties["landseg:model"]["sha256"]
@@ -355,7 +357,7 @@ def _why_stale(
     except FileNotFoundError:
         return "new"
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
-        return f"{outputs.manifest.name} is not what this version writes"
+        return f"{path.name} is not what this version writes"
     if recorded != source:
         return changed
     if model != sha256:
@@ -364,12 +366,40 @@ def _why_stale(
     if options := [key for key in now if then[key] != now[key]]:
         return f"options changed: {', '.join(options)}"
     for name, size in sizes.items():
-        path = outputs.manifest.parent / name
+        file = path.parent / name
+        if not file.exists():
+            return f"{file.name} is missing"
+        if file.stat().st_size != size:
+            return f"{file.name} is not as it was written"
+    return None
+
+
+def _why_incomplete(outputs: OutputPaths) -> str | None:
+    """Say what a map whose manifest is current lacks: its polygons may be of another format than those asked for."""
+    for path in outputs.all:
         if not path.exists():
             return f"{path.name} is missing"
-        if path.stat().st_size != size:
-            return f"{path.name} is not as it was written"
-    return None
+    return None if _is_listed(outputs) else f"{outputs.polygons.name} is not in {outputs.manifest.name}"
+
+
+def _is_listed(outputs: OutputPaths) -> bool:
+    """Tell whether the polygons are of the map that the manifest describes."""
+    manifest = outputs.manifest
+    return manifest.exists() and outputs.polygons.name in listed_files(manifest.read_text("utf-8", "replace"))
+
+
+def _check_polygons(outputs: OutputPaths) -> None:
+    """Refuse to replace polygons of an earlier format or the user's own: no ``--overwrite`` has named them.
+
+    A run that was killed has left its folder, and perhaps polygons without their manifest.
+    """
+    if _is_listed(outputs) or Drafts(outputs.polygons).folder.is_dir():
+        return
+    for path in (outputs.polygons, *companions(outputs.polygons)):
+        if path.exists():
+            raise OutputExistsError(
+                f"{path} exists and is not of the map in {outputs.manifest.name}", "move it away, or change 'format'"
+            )
 
 
 def _merge(
@@ -397,7 +427,8 @@ def _merge(
         made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
         # No project is made of a region.
         config = config.model_copy(update={"qgis_project": False})
-        due = _why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
+        due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
+        due = due or _why_incomplete(outputs)
         products = tuple(str(path) for path in outputs.all)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
@@ -405,6 +436,7 @@ def _merge(
             due += f"; without {', '.join(missing)}"
         if outputs.polygons.parent.is_dir():
             check_places(outputs, [job.scene.href for job in jobs], overwrite=True)
+            _check_polygons(outputs)
         if dry_run:
             return replace(entry, status="due", why=due)
         with writing(outputs.polygons.parent):
@@ -437,7 +469,7 @@ def _merge(
 
 def _has_former_map(job: Job, sha256: str, config: RunConfig) -> bool:
     """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
-    return _why_stale(OutputPaths.of(job.out, picture=config.picture), {}, "", sha256, config) is None
+    return _why_stale(OutputPaths.of(job.out).manifest, {}, "", sha256, config) is None
 
 
 def _fingerprint(part: Part) -> dict[str, Any]:
@@ -483,6 +515,7 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
         with writing(job.out.parent):
             job.out.parent.mkdir(parents=True, exist_ok=True)
         check(plan)
+        _check_polygons(plan.outputs)
         log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
         execute(plan, on_progress)
         seconds = round(time.monotonic() - clock, 1)

@@ -1,7 +1,8 @@
 """A run: everything decided and refused in a `Plan`, then executed.
 
-``build_plan(scene, out, config)`` -> ``check(plan)`` -> ``execute(plan)``. Only this module, `landseg.batch` and
-`landseg.cli` know configurations; the stages below take plain values.
+``build_plan(scene, out, config)`` -> ``check(plan)`` -> ``execute(plan)``. Configurations are known here, to
+`landseg.batch`, `landseg.cli`, `landseg.polygonizing`, `landseg.importing` and what prepares a training (``job``,
+``material``, ``premises``, ``trial``); the stages below take plain values.
 """
 
 import hashlib

@@ -139,6 +139,18 @@ def add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
         lock.release()
 
 
+def times_of(item: pystac.Item) -> list[datetime | None]:
+    """Give the first and the last moment that an item is of, in UTC; None if that is not known."""
+    times = item.common_metadata
+    moments = [item.datetime or moment for moment in (times.start_datetime, times.end_datetime)]
+    return [None if moment is None else in_utc(moment) for moment in moments]
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Give the same moment in UTC, which is meant where no offset is said."""
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
 def has_item(catalog: Path, item: pystac.Item, collection_id: str) -> bool:
     """Tell whether a collection leads to an item of the same id whose files have the same checksums.
 
@@ -210,14 +222,11 @@ def _new_collection(collection_id: str, item: pystac.Item) -> pystac.Collection:
     return pystac.Collection(
         collection_id,
         COLLECTIONS.get(collection_id, f"{collection_id}."),
-        pystac.Extent(pystac.SpatialExtent([item.bbox or [-180, -90, 180, 90]]), pystac.TemporalExtent([_times(item)])),
+        pystac.Extent(
+            pystac.SpatialExtent([item.bbox or [-180, -90, 180, 90]]), pystac.TemporalExtent([times_of(item)])
+        ),
         license=str(item.properties.get("license", "other")),
     )
-
-
-def _times(item: pystac.Item) -> list[datetime | None]:
-    times = item.common_metadata
-    return [item.datetime or times.start_datetime, item.datetime or times.end_datetime]
 
 
 def _widened(extent: pystac.Extent, item: pystac.Item) -> pystac.Extent:
@@ -234,10 +243,10 @@ def _widened(extent: pystac.Extent, item: pystac.Item) -> pystac.Extent:
     else:
         west, east = (lon - 360 * round(lon / 360) for lon in (west, east))
     (start, end), *_ = extent.temporal.intervals
-    first, last = _times(item)
+    first, last = times_of(item)
     never, ever = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
-    start = None if start is None else min(start, first or never)
-    end = None if end is None else max(end, last or ever)
+    start = None if start is None else min(in_utc(start), first or never)
+    end = None if end is None else max(in_utc(end), last or ever)
     return pystac.Extent(pystac.SpatialExtent([[west, south, east, north]]), pystac.TemporalExtent([[start, end]]))
 
 

@@ -12,18 +12,12 @@ from numpy.typing import NDArray
 
 from landseg.catalog import UNREADABLE
 from landseg.catalog.search import read_interval
+from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
-from landseg.outputs.drafts import writing
+from landseg.outputs.drafts import drafted
 from landseg.outputs.imagery import Imagery, scaled
-from landseg.outputs.manifest import (
-    CLASSIFICATION_SCHEMA,
-    FILE_SCHEMA,
-    PROJECTION_SCHEMA,
-    checksum,
-    footprint,
-    grid_properties,
-)
+from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, PROJECTION_SCHEMA, footprint, grid_properties
 from landseg.scene import SceneInfo, describe_scene, read_overview, value_ranges
 
 EO_SCHEMA = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
@@ -118,9 +112,9 @@ def add_labels(item: pystac.Item, labels: Path, classes: dict[int, str]) -> None
 
 def add_thumbnail(item: pystac.Item, path: Path, thumbnail: NDArray[np.uint8]) -> None:
     """Write an item's thumbnail as a PNG."""
-    with writing(path):
+    with drafted(path) as draft:
         path.parent.mkdir(parents=True, exist_ok=True)
-        imsave(path, thumbnail, metadata={"Software": "landseg"})
+        imsave(draft, thumbnail, format="png", metadata={"Software": "landseg"})
     item.add_asset("thumbnail", _file_asset(path, "Thumbnail", ["thumbnail"], {}))
 
 

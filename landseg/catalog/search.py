@@ -16,7 +16,7 @@ from pystac_client.warnings import PystacClientWarning
 from requests import RequestException
 from urllib3 import Retry
 
-from landseg.catalog import UNREADABLE
+from landseg.catalog import UNREADABLE, in_utc, times_of
 from landseg.errors import CatalogError, UsageError
 from landseg.hrefs import hide_secrets, local_path
 
@@ -109,7 +109,7 @@ def search(
         raise CatalogError(f"the server of the catalog {url} does not give it", f"{error}".splitlines()[0]) from error
     except (*UNREADABLE, ClientTypeError) as error:
         raise CatalogError(f"can't read the catalog {url}", f"{error}".splitlines()[0]) from error
-    return [_scene(item, asset) for item in sorted(items, key=lambda item: (_date(item) or _NEVER, item.id))]
+    return [_scene(item, asset) for item in sorted(items, key=lambda item: (times_of(item)[1] or _NEVER, item.id))]
 
 
 def read_interval(dates: str) -> Interval:
@@ -128,7 +128,7 @@ def _moment(text: str, *, after: bool = False) -> datetime | None:
         return None
     moment = str_to_datetime(text.strip())
     whole_day = len(text.strip()) == len("2026-03-01")
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) + timedelta(days=1 if after and whole_day else 0)
+    return in_utc(moment) + timedelta(days=1 if after and whole_day else 0)
 
 
 def _ask(
@@ -160,8 +160,7 @@ def _area(bbox: Bbox) -> shapely.MultiPolygon:
 
 
 def _overlaps(item: pystac.Item, interval: Interval) -> bool:
-    start = item.datetime or item.common_metadata.start_datetime
-    end = item.datetime or item.common_metadata.end_datetime
+    start, end = times_of(item)
     first, after = interval
     return (first is None or (end is not None and end >= first)) and (
         after is None or (start is not None and start < after)
@@ -172,16 +171,12 @@ def _is_clear(item: pystac.Item, max_cloud_cover: float | None) -> bool:
     return max_cloud_cover is None or float(item.properties.get("eo:cloud_cover") or 0) <= max_cloud_cover
 
 
-def _date(item: pystac.Item) -> datetime | None:
-    return item.datetime or item.common_metadata.end_datetime
-
-
 def _scene(item: pystac.Item, asset: str | None) -> SceneRef:
     cloud_cover = item.properties.get("eo:cloud_cover")
     return SceneRef(
         name=item.id,
         href=local_path(_image(item, asset)),
-        date=_date(item),
+        date=times_of(item)[1],
         cloud_cover=None if cloud_cover is None else float(cloud_cover),
         collection=item.collection_id or "",
     )

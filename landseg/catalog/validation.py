@@ -12,8 +12,8 @@ import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
 from landseg.catalog import UNREADABLE
+from landseg.checksums import SHA256_MULTIHASH, checksum
 from landseg.hrefs import is_remote, local_path
-from landseg.outputs.manifest import SHA256_MULTIHASH, checksum
 
 SCHEMAS = files("landseg.catalog") / "schemas"
 PROJJSON = "https://proj.org/schemas/v0.7/projjson.schema.json"

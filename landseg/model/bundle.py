@@ -4,7 +4,6 @@ The card is a STAC Item with the Machine Learning Model extension (MLM 1.4). Wha
 ``landseg:``. Weights are stored at 16 bit and used at 32. Nothing in a bundle is code, and no pickle is ever loaded.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from landseg.checksums import FILE_SCHEMA, SHA256_MULTIHASH, sha256_of
 from landseg.errors import BundleError, OutputExistsError, UsageError
 from landseg.legend import LandClass, Legend
 from landseg.model.pspnet import Architecture, PSPNet
@@ -31,9 +31,6 @@ SHIPPED = Path(str(files("landseg.model"))) / "bundles"
 """Where the bundles that come with landseg lie."""
 
 MLM_SCHEMA = "https://stac-extensions.github.io/mlm/v1.4.0/schema.json"
-FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
-SHA256_MULTIHASH = "1220"
-"""Prefix of a SHA-256 digest in the multihash form that STAC's file extension asks for."""
 
 
 @dataclass(frozen=True)
@@ -346,8 +343,7 @@ def read_bundle(model: str) -> Bundle:
         raise BundleError(f"{card_path} is not a model card that landseg can use: {error}") from error
     if not weights_path.is_file():
         raise BundleError(f"{folder} lacks {WEIGHTS_FILE}", "copy the whole bundle")
-    with weights_path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = sha256_of(weights_path)
     if actual != expected:
         raise BundleError(
             f"{weights_path} is damaged or not the card's: its SHA-256 is {actual[:12]}…, not {expected[:12]}…",
@@ -377,14 +373,19 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
 def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
     """Write a bundle, replacing the one at ``folder`` when it is complete.
 
-    The auxiliary head, which only training needs, is left out.
+    The old one stands aside as ``.<name>-former`` while the new one takes its place; where a process was killed at that
+    moment, the next one puts it back first. The auxiliary head, which only training needs, is left out.
 
     Raises
     ------
     BundleError
         If a weight is not a number, or too large for 16 bit.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    place = folder.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    former = place.with_name(f".{place.name}-former")
+    if former.exists() and not place.exists():
+        former.replace(place)
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor
         for name, tensor in network.state_dict().items()
@@ -396,18 +397,31 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
             f"the weights {overflown[0]} are not finite at 16 bit", "train again at a lower learning rate"
         )
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
     try:
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, draft / WEIGHTS_FILE)
-        sha256 = hashlib.sha256((draft / WEIGHTS_FILE).read_bytes()).hexdigest()
+        sha256 = sha256_of(draft / WEIGHTS_FILE)
         text = json.dumps(card.to_stac(sha256, parameters), indent=2, ensure_ascii=False)
         (draft / CARD_FILE).write_text(text + "\n", encoding="utf-8")
         # Temporary folders and safetensors' files are their owner's alone; a bundle is for everyone.
         draft.chmod(0o755)
         (draft / WEIGHTS_FILE).chmod(0o644)
-        if folder.exists():
-            shutil.rmtree(folder)
-        draft.replace(folder)
+        _take_place(draft, place, former)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return Bundle(folder, card, sha256)
+
+
+def _take_place(draft: Path, place: Path, former: Path) -> None:
+    """Rename a folder to a place; what is there goes when that is done, and comes back if it can't be."""
+    if former.exists():
+        shutil.rmtree(former)
+    if place.exists():
+        place.replace(former)
+    try:
+        draft.replace(place)
+    except BaseException:
+        if former.exists():
+            former.replace(place)
+        raise
+    shutil.rmtree(former, ignore_errors=True)

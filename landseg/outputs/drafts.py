@@ -192,10 +192,23 @@ def write_text(path: Path, text: str) -> None:
     DiskError
         If it can't be written.
     """
+    with drafted(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def drafted(path: Path) -> Iterator[Path]:
+    """Give the place of a draft beside a path, and rename it when it is complete.
+
+    Raises
+    ------
+    DiskError
+        If it can't be written.
+    """
     draft = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with writing(path):
-            draft.write_text(text, encoding="utf-8")
+            yield draft
             draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """The manifest: a STAC Item that says what a map was made from, how, and what it holds."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import pystac
 import shapely
 from shapely.affinity import translate
 
+from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import InputError
 from landseg.grid import Grid
 from landseg.hrefs import is_remote
@@ -21,15 +21,11 @@ from landseg.outputs import ClassArea
 from landseg.outputs.drafts import writing
 
 CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
-FILE_SCHEMA = "https://stac-extensions.github.io/file/v2.1.0/schema.json"
 PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
 # Into which a side is divided: small enough for its longitudes to be followed around the Earth.
 _PARTS = 16
-
-SHA256_MULTIHASH = "1220"
-"""What a multihash of this kind begins with."""
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".gpkg": pystac.MediaType.GEOPACKAGE,
@@ -44,12 +40,6 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".qgz": "application/x-qgis-project",
     ".png": pystac.MediaType.PNG,
 }
-
-
-def checksum(path: Path) -> str:
-    """Give a file's SHA-256 as a multihash, which is what STAC's file extension asks for."""
-    with path.open("rb") as file:
-        return SHA256_MULTIHASH + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def footprint(grid: Grid) -> tuple[dict[str, Any], list[float]]:

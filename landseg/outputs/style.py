@@ -217,15 +217,13 @@ def _css(parent: ET.Element, name: str, value: str) -> None:
 
 
 def pam(legend: Legend) -> str:
-    """Write what GDAL reads from ``<raster>.aux.xml``: class names and colours of band 1, the meaning of band 2.
+    """Write what GDAL reads from ``<raster>.aux.xml`` and a TIFF has no place for: class names, and the unit of band 2.
 
-    A TIFF of two bands can't hold a colour table, and no TIFF can hold names. Labels that are no class have an empty
-    name and no colour.
+    The raster has its colours by itself, but a TIFF's table is of 256 always: here it ends with the last class. Labels
+    that are no class have an empty name and no colour.
     """
     root = ET.Element("PAMDataset")
     labels = ET.SubElement(root, "PAMRasterBand", band="1")
-    ET.SubElement(labels, "Description").text = "class_id"
-    ET.SubElement(labels, "ColorInterp").text = "Palette"
     names, colours = ET.SubElement(labels, "CategoryNames"), ET.SubElement(labels, "ColorTable")
     classes = {c.class_id: c for c in legend}
     for label in range(max(classes) + 1):
@@ -233,9 +231,7 @@ def pam(legend: Legend) -> str:
         ET.SubElement(names, "Category").text = "nodata" if label == NODATA else c.name if c else None
         rgba = (*c.rgb, 255) if c else (0, 0, 0, 0)
         ET.SubElement(colours, "Entry", {f"c{i}": str(value) for i, value in enumerate(rgba, start=1)})
-    confidence = ET.SubElement(root, "PAMRasterBand", band="2")
-    ET.SubElement(confidence, "Description").text = "confidence"
-    ET.SubElement(confidence, "UnitType").text = "%"
+    ET.SubElement(ET.SubElement(root, "PAMRasterBand", band="2"), "UnitType").text = "%"
     return _text(root)
 
 

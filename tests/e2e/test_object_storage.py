@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from pyarrow.fs import FileSelector, S3FileSystem
 
-from landseg.outputs.manifest import checksum
+from landseg.checksums import checksum
 from landseg.scene import _stamp
 from tests.conftest import ROOT, Landseg, SceneMaker
 

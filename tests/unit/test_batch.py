@@ -85,6 +85,46 @@ def test_what_changed_is_mapped_again_and_the_reason_is_given(
     }
 
 
+def test_another_format_is_a_reason(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
+    """The region's too, for which the map in the former format counts if its scene fails."""
+    merge: dict[str, Any] = {"merge": {}}
+    run(write_pipeline(**merge))
+    two_scenes[0].rename(tmp_path / "a")
+    two_scenes[0].write_bytes(b"no raster")
+    changed = write_pipeline(**merge, format=".shp")
+    assert statuses(run(changed, dry_run=True))["b"] == "due: b.shx is missing"
+    first = statuses(run(changed))
+    assert (first["b"], first["region"]) == ("mapped: b.shx is missing", "mapped: region.shx is missing")
+    (tmp_path / "a").replace(two_scenes[0])
+    assert statuses(run(changed))["a"] == "mapped: a.shx is missing"
+    assert set(statuses(run(changed)).values()) == {"current: nothing changed"}
+    for name in ("b", "region"):
+        (tmp_path / f"maps/{name}.dbf").unlink()
+    last = statuses(run(changed))
+    assert (last["b"], last["region"]) == ("mapped: b.dbf is missing", "mapped: region.dbf is missing")
+
+
+def test_another_format_replaces_no_file_that_was_there(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """Neither that of the former format, whose map is another by then, nor one of the user's own."""
+    maps = tmp_path / "maps"
+    merge: dict[str, Any] = {"merge": {}}
+    run(write_pipeline(**merge))
+    files = [maps / name for name in ("a.gpkg", "b.gpkg", "region.gpkg", "a.dbf", "region.parquet")]
+    files[-2].write_text("mine")
+    files[-1].write_text("mine")
+    before = [path.read_bytes() for path in files]
+    assert "a.dbf exists and is not of the map in a.json" in statuses(run(write_pipeline(format=".shp")))["a"]
+    parquet = statuses(run(write_pipeline(**merge, format=".parquet")))
+    assert parquet["a"] == "mapped: a.parquet is missing"
+    assert "region.parquet exists" in parquet["region"]
+    back = write_pipeline(**merge)
+    assert statuses(run(back, dry_run=True))["a"] == "due: a.gpkg is not in a.json"
+    assert "a.gpkg exists and is not of the map in a.json" in statuses(run(back))["a"]
+    assert [path.read_bytes() for path in files] == before
+
+
 def test_another_model_is_a_reason(
     two_scenes: list[Path], write_pipeline: WritePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,3 +1,4 @@
+import errno
 import json
 import shutil
 import socket
@@ -11,11 +12,12 @@ import shapely
 from affine import Affine
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from pystac.utils import str_to_datetime
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
 from landseg.catalog import add_item, has_item, open_catalog
-from landseg.catalog.items import Description, scene_item
+from landseg.catalog.items import Description, add_thumbnail, scene_item
 from landseg.catalog.search import search
 from landseg.catalog.validation import validate
 from landseg.errors import CatalogError, DiskError
@@ -164,6 +166,44 @@ def test_a_single_band_is_drawn_in_grey(make_scene: SceneMaker) -> None:
     assert (thumbnail.min(), thumbnail.max()) == (0, 255)
     assert (np.ptp(thumbnail, axis=-1) == 0).all()
     assert item.assets["image"].extra_fields["bands"] == [{"name": "band 1"}]
+
+
+def test_a_thumbnail_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "thumbnail.png"
+    item = scene_item("tile", DEMO_SCENE, DAY)[0]
+    add_thumbnail(item, path, np.zeros((8, 8, 3), np.uint8))
+    before = path.read_bytes()
+
+    def cut_off(draft: Path, *_: object, **options: object) -> None:
+        draft.write_bytes(b"PNG")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("landseg.catalog.items.imsave", cut_off)
+    with pytest.raises(DiskError):
+        add_thumbnail(item, path, np.zeros((8, 8, 3), np.uint8))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_times_are_in_utc_and_those_without_an_offset_are_meant_so(catalog: Path) -> None:
+    """Whether of items that are added, or of scenes that are found."""
+    for name, time in (("noon", "2026-03-04T12:00:00"), ("evening", "2026-03-04T23:30:00-05:00")):
+        item = scene_item(name, DEMO_SCENE, DAY)[0]
+        item.datetime = str_to_datetime(time)
+        add_item(catalog, item, "scenes")
+        path = catalog.parent / f"scenes/{name}/{name}.json"
+        content = json.loads(path.read_text())
+        content["properties"]["datetime"] = time
+        path.write_text(json.dumps(content))
+    (collection,) = open_catalog(str(catalog)).get_collections()
+    assert [f"{time:%d %H:%M}" for time in collection.extent.temporal.intervals[0] if time] == ["04 12:00", "05 04:30"]
+    found = {scene.name: scene.date for scene in search(str(catalog))}
+    assert list(found) == ["noon", "evening"]
+    assert [date and date.isoformat() for date in found.values()] == [
+        "2026-03-04T12:00:00+00:00",
+        "2026-03-05T04:30:00+00:00",
+    ]
+    assert [scene.name for scene in search(str(catalog), dates="2026-03-04")] == ["noon"]
 
 
 def test_scenes_maps_and_models_are_added_and_found_again(

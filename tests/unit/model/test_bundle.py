@@ -2,6 +2,8 @@ import dataclasses
 import hashlib
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,6 +184,63 @@ def test_a_failed_write_leaves_the_old_bundle(bundle: Bundle, network: PSPNet, m
 
     assert read_bundle(str(bundle.folder)) == bundle
     assert [p.name for p in bundle.folder.parent.iterdir()] == ["tiny"]
+
+
+def test_the_old_bundle_comes_back_where_the_new_one_can_t_take_its_place(
+    bundle: Bundle, network: PSPNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.replace
+
+    def refused(self: Path, target: Path) -> Path:
+        if target == bundle.folder and self.name != ".tiny-former":
+            raise PermissionError(13, "in use")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", refused)
+    with pytest.raises(PermissionError):
+        write_bundle(bundle.folder, CARD, network)
+
+    assert read_bundle(str(bundle.folder)) == bundle
+    assert [p.name for p in bundle.folder.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_kill_at_any_step_of_a_replacement_loses_no_bundle(
+    bundle: Bundle, network: PSPNet, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Before, between and after the two renames; a process that is killed there clears up nothing."""
+    script = """
+import os, shutil, sys
+from dataclasses import replace
+from pathlib import Path
+from landseg.model import bundle
+old = bundle.read_bundle(sys.argv[1])
+network, steps = old.load_network(), []
+def killed(function):
+    def step(*given, **options):
+        steps.append(function)
+        if len(steps) == int(sys.argv[2]):
+            os._exit(7)
+        return function(*given, **options)
+    return step
+Path.replace, shutil.rmtree = killed(Path.replace), killed(shutil.rmtree)
+bundle.write_bundle(old.folder, replace(old.card, title="Second"), network)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(bundle.folder), str(step)], check=False)
+    assert killed.returncode == 7
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as context:
+        context.setattr("landseg.model.bundle.save_file", full)
+        with pytest.raises(OSError, match="No space"):
+            write_bundle(bundle.folder, CARD, network)
+    assert read_bundle(str(bundle.folder)).card.title == ("Second" if step == 3 else CARD.title)
+
+    write_bundle(bundle.folder, dataclasses.replace(CARD, title="Third"), network)
+    assert read_bundle(str(bundle.folder)).card.title == "Third"
+    assert not (bundle.folder.parent / ".tiny-former").exists()
 
 
 def test_card_is_a_stac_item(bundle: Bundle) -> None:

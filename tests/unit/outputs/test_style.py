@@ -1,16 +1,18 @@
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
-import pytest
 import rasterio
 import rasterio.shutil
 from rasterio.enums import ColorInterp
 
+from landseg.grid import Grid
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
-from landseg.outputs.style import COLUMNS, OGC, SLD, TABLE_COLUMNS, pam, polygon_sld, qml, raster_sld
+from landseg.outputs.raster import LabelRaster
+from landseg.outputs.style import COLUMNS, OGC, SLD, TABLE_COLUMNS, polygon_sld, qml, raster_sld
 from landseg.outputs.vector import FIELDS as VECTOR_FIELDS
 
 LEGEND = Legend(
@@ -93,31 +95,39 @@ def test_the_raster_s_sld_has_its_palette() -> None:
     assert entries == [("4", "#009e73", 'trees <&> "shrubs"'), ("1", "#d55e00", "building"), ("2", "#ffffff", "Wälder")]
 
 
-@pytest.fixture
-def raster(tmp_path: Path) -> Path:
-    path = tmp_path / "landuse.tif"
-    profile = {"driver": "GTiff", "count": 2, "height": 4, "width": 4, "dtype": "uint8", "crs": "EPSG:32640"}
-    with rasterio.open(path, "w", **profile, transform=rasterio.Affine(1, 0, 5e5, 0, -1, 2.7e6)) as file:
-        file.write(np.ones((2, 4, 4), np.uint8))
-    path.with_name("landuse.tif.aux.xml").write_text(pam(LEGEND), encoding="utf-8")
-    return path
-
-
-def test_gdal_sees_names_and_colours(raster: Path) -> None:
-    with rasterio.open(raster) as file:
-        assert file.descriptions == ("class_id", "confidence")
-        assert file.colorinterp[0] == ColorInterp.palette
-        assert file.units[1] == "%"
-        colours = file.colormap(1)
-    assert [colours[label] for label in (0, 1, 3, 4)] == [
-        (0, 0, 0, 0),
-        (213, 94, 0, 255),
-        (0, 0, 0, 0),
-        (0, 158, 115, 255),
-    ]
+def described(raster: Path) -> tuple[Any, ...]:
+    """Give what GDAL tells of a map's bands: descriptions, kinds, units, colours, and the names of classes."""
     # rasterio shows no category names; GDAL copies them into a VRT.
     rasterio.shutil.copy(raster, raster.with_suffix(".vrt"), driver="VRT")
-    band = ET.parse(raster.with_suffix(".vrt")).find("VRTRasterBand[@band='1']")
-    assert band is not None
-    names = [category.text or "" for category in band.findall("CategoryNames/Category")]
+    categories = ET.parse(raster.with_suffix(".vrt")).findall("VRTRasterBand[@band='1']/CategoryNames/Category")
+    with rasterio.open(raster) as file:
+        return file.descriptions, file.colorinterp, file.units, file.colormap(1), [c.text or "" for c in categories]
+
+
+def test_gdal_sees_names_a_unit_and_the_classes_colours_alone(tmp_path: Path) -> None:
+    """The rest is in the TIFF itself, and its sidecar contradicts it in nothing."""
+    path = tmp_path / "landuse.tif"
+    rows = np.ones((4, 4), np.uint8)
+    grid = Grid((4, 4), rasterio.Affine(1, 0, 5e5, 0, -1, 2.7e6), rasterio.CRS.from_epsg(32640))
+    with LabelRaster(tmp_path / "draft.tif", grid, LEGEND) as draft:
+        draft.write(rows, rows)
+    draft.publish(path)
+    descriptions, kinds, units, colours, names = described(path)
     assert names == ["nodata", "building", "Wälder", "", 'trees <&> "shrubs"']
+    assert units == (None, "%")
+    rgb = [(0, 0, 0, 0), (213, 94, 0, 255), (255, 255, 255, 255), (0, 0, 0, 0), (0, 158, 115, 255)]
+    assert colours == dict(enumerate(rgb))
+
+    path.with_name("landuse.tif.aux.xml").unlink()
+    by_itself = described(path)
+    assert (
+        by_itself[:2]
+        == (descriptions, kinds)
+        == (
+            ("land use", "confidence (%)"),
+            (ColorInterp.palette, ColorInterp.undefined),
+        )
+    )
+    assert len(by_itself[3]) == 256
+    assert all(by_itself[3][c.class_id] == colours[c.class_id] for c in LEGEND)
+    assert by_itself[4] == []
