@@ -124,8 +124,8 @@ class SceneInfo:
     files
         Local files that it consists of, the main one first.
     stamp
-        Changes when the file does: a local file's size and time of change, or what an HTTP server says of them; empty
-        where nothing is known.
+        Changes when the scene does: size and time of change of the local files, or what an HTTP server says of them;
+        empty where nothing is known.
     """
 
     path: str
@@ -230,7 +230,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                     "georeference it in QGIS first, or by gdal_translate -a_ullr",
                 )
             validity = _validity(source)
-            files = tuple(file for file in source.files if Path(file).exists())
+            files = _local_files(source)
             if files and _SUBDATASET.match(path):
                 # Wherever it is named from.
                 path = path.replace(files[0], str(Path(files[0]).resolve()))
@@ -247,6 +247,21 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
         raise SceneError(f"can't read {path} as a raster", detail or None) from error
+
+
+def _local_files(source: Any) -> tuple[str, ...]:
+    """List the local files that a raster consists of, the main one first; of a mosaic of mosaics, theirs too."""
+    files: dict[str, None] = {}
+    found, mosaics = list(source.files), []
+    while found:
+        new = [file for file in found if file not in files and Path(file).exists()]
+        files |= dict.fromkeys(new)
+        mosaics += [file for file in new if file.lower().endswith(".vrt")]
+        found = []
+        if mosaics:
+            with rasterio.open(mosaics.pop()) as mosaic:
+                found = mosaic.files
+    return tuple(files)
 
 
 def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
@@ -274,11 +289,17 @@ def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
             return ()
         return () if file.size is None else (file.size, file.mtime_ns)
     # A subdataset's name is not its file's.
-    file = Path(path if Path(path).exists() else next(iter(files), path))
-    if is_remote(path) or not file.exists():
+    main = path if Path(path).exists() else next(iter(files), path)
+    if is_remote(path) or not Path(main).exists():
         return ()
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+    # Programs that only show a scene write .aux.xml beside it.
+    parts = (file for file in files[1:] if not file.lower().endswith(".aux.xml"))
+    try:
+        (size, time), *others = ((s.st_size, s.st_mtime_ns) for s in map(os.stat, (main, *parts)))
+    except OSError as error:
+        raise SceneError(f"{error.filename}, a part of {path}, can't be read", error.strerror) from error
+    # However the files are spelt, and in whatever order.
+    return size, time, *(number for part in sorted(others) for number in part)
 
 
 def _head_request(url: str) -> urllib.request.Request:
