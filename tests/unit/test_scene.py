@@ -25,7 +25,7 @@ GREY = np.zeros((1, 20, 30), dtype=np.uint8)
 
 def info(grid: Grid | None = None, names: tuple[str, ...] = RGB_NAMES, dtype: str = "uint8") -> SceneInfo:
     grid = grid or Grid((100, 200), Affine(1, 0, 339000, 0, -1, 2784000), UTM40)
-    return SceneInfo("scene.tif", grid, dtype, names, "none")
+    return SceneInfo("scene.tif", grid, (dtype,) * len(names), names, "none")
 
 
 def square(pixel: float, crs: CRS = UTM40, at: tuple[float, float] = (339000, 2784000)) -> Grid:
@@ -38,7 +38,7 @@ class TestDescribe:
         assert scene.grid.shape == (1632, 1528)
         assert scene.grid.crs == UTM40
         assert scene.band_names == RGB_NAMES
-        assert (scene.dtype, scene.validity) == ("uint8", "none")
+        assert (scene.dtypes, scene.validity) == (("uint8",) * 3, "none")
 
     def test_descriptions_come_before_colours(self, make_scene: SceneMaker) -> None:
         path = make_scene(np.zeros((3, 9, 9), np.uint8), descriptions=("NIR", "Red", "G"))
@@ -244,6 +244,15 @@ class TestValueRanges:
 
     def test_the_card_s_rule(self) -> None:
         assert value_ranges(info(dtype="uint16"), (1, 2), given=(0, 3000)) == ((0, 3000), (0, 3000))
+
+    def test_each_band_by_its_own_type(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        grey = make_scene(GREY, "grey.tif")
+        wide = make_scene(np.arange(600, dtype=np.uint16).reshape(1, 20, 30), "wide.tif")
+        scene = describe_scene(str(write_vrt(tmp_path / "both.vrt", [(grey, 1, ""), (wide, 1, "")])))
+        as_it_is, stretched = (0, 255), (pytest.approx(12, abs=1), pytest.approx(587, abs=1))
+        assert value_ranges(scene, (1,), given=None) == (as_it_is,)
+        assert value_ranges(scene, (2, 1), given=None) == (stretched, as_it_is)
+        assert value_ranges(scene, (2, 1), given=(0, 3000)) == ((0, 3000), as_it_is)
 
     def test_percentiles_of_valid_pixels(self, make_scene: SceneMaker) -> None:
         data = np.full((2, 100, 101), -9999, dtype=np.float32)
