@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, Self
 from urllib.error import HTTPError
 from urllib.parse import unquote, urlsplit
+from xml.sax.saxutils import escape
 
 import numpy as np
 import rasterio
@@ -24,6 +25,7 @@ from pyproj import Transformer
 from pyproj.exceptions import ProjError
 from rasterio.crs import CRS
 from rasterio.drivers import raster_driver_extensions
+from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NodataShadowWarning, NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.vrt import WarpedVRT
@@ -39,6 +41,7 @@ GDAL_VERSION: str = rasterio.__gdal_version__
 
 NodataPolicy = Literal["all", "any"]
 OnError = Literal["fail", "nodata"]
+Validity = Literal["alpha", "mask", "nodata", "none", "bands"]
 
 # Where a raster has both, GDAL lets the declared nodata value decide and not the alpha band; so does landseg. The
 # warning would come once per chip.
@@ -113,26 +116,27 @@ class SceneInfo:
         As the user gave it: a path, or a URL that GDAL reads (``https://``, ``s3://``, ``/vsi…``).
     grid
         Its own pixels.
-    dtype
-        NumPy's name of the pixels' type.
+    dtypes
+        NumPy's name of the type of each band.
     band_names
         Lower-case name of each band, from its description, else from its colour interpretation, else empty.
     validity
-        What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none``.
+        What says which pixels hold data: ``alpha``, ``mask``, ``nodata`` or ``none`` for all bands alike, or ``bands``:
+        each for itself, by whatever GDAL takes for its mask.
     alpha
         Number of the band that says it, where it is one.
     files
         Local files that it consists of, the main one first.
     stamp
-        Changes when the file does: a local file's size and time of change, or what an HTTP server says of them; empty
-        where nothing is known.
+        Changes when the scene does: size and time of change of the local files, or what an HTTP server says of them;
+        empty where nothing is known.
     """
 
     path: str
     grid: Grid
-    dtype: str
+    dtypes: tuple[str, ...]
     band_names: tuple[str, ...]
-    validity: Literal["alpha", "mask", "nodata", "none"]
+    validity: Validity
     alpha: int | None = None
     files: tuple[str, ...] = ()
     stamp: tuple[int | str, ...] = ()
@@ -142,10 +146,13 @@ class SceneInfo:
         """The path without what may be secret in a URL, for people and records."""
         return hide_secrets(self.path)
 
-    @property
-    def is_float(self) -> bool:
-        """Whether pixels may be NaN."""
-        return np.issubdtype(np.dtype(self.dtype), np.floating)
+    def dtype(self, bands: Sequence[int]) -> np.dtype[Any]:
+        """Give the type that holds the values of all these bands."""
+        return np.result_type(*(self.dtypes[band - 1] for band in bands))
+
+    def is_float(self, bands: Sequence[int]) -> bool:
+        """Say whether pixels of these bands may be NaN."""
+        return np.issubdtype(self.dtype(bands), np.floating)
 
 
 @dataclass(frozen=True)
@@ -219,9 +226,8 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                     f"{path} has no raster bands of its own",
                     f"name one of its {len(parts)} subdatasets, such as {parts[0]}" if parts else None,
                 )
-            dtypes = set(source.dtypes)
             # GDAL knows complex types that NumPy does not.
-            if any(t.startswith("complex") for t in dtypes):
+            if any(t.startswith("complex") for t in source.dtypes):
                 raise SceneError(f"{path} holds complex numbers", "give an intensity image")
             crs = _crs_of(source, path, assume_crs)
             if source.transform.is_identity:
@@ -230,14 +236,14 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                     "georeference it in QGIS first, or by gdal_translate -a_ullr",
                 )
             validity = _validity(source)
-            files = tuple(file for file in source.files if Path(file).exists())
+            files = _local_files(source)
             if files and _SUBDATASET.match(path):
                 # Wherever it is named from.
                 path = path.replace(files[0], str(Path(files[0]).resolve()))
             return SceneInfo(
                 path=path,
                 grid=Grid(source.shape, source.transform, crs),
-                dtype=str(np.result_type(*dtypes)),
+                dtypes=tuple(source.dtypes),
                 band_names=_band_names(source),
                 validity=validity,
                 alpha=_alpha_band(source) if validity == "alpha" else None,
@@ -247,6 +253,21 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
         raise SceneError(f"can't read {path} as a raster", detail or None) from error
+
+
+def _local_files(source: Any) -> tuple[str, ...]:
+    """List the local files that a raster consists of, the main one first; of a mosaic of mosaics, theirs too."""
+    files: dict[str, None] = {}
+    found, mosaics = list(source.files), []
+    while found:
+        new = [file for file in found if file not in files and Path(file).exists()]
+        files |= dict.fromkeys(new)
+        mosaics += [file for file in new if file.lower().endswith(".vrt")]
+        found = []
+        if mosaics:
+            with rasterio.open(mosaics.pop()) as mosaic:
+                found = mosaic.files
+    return tuple(files)
 
 
 def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
@@ -274,11 +295,17 @@ def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
             return ()
         return () if file.size is None else (file.size, file.mtime_ns)
     # A subdataset's name is not its file's.
-    file = Path(path if Path(path).exists() else next(iter(files), path))
-    if is_remote(path) or not file.exists():
+    main = path if Path(path).exists() else next(iter(files), path)
+    if is_remote(path) or not Path(main).exists():
         return ()
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
+    # Programs that only show a scene write .aux.xml beside it.
+    parts = (file for file in files[1:] if not file.lower().endswith(".aux.xml"))
+    try:
+        (size, time), *others = ((s.st_size, s.st_mtime_ns) for s in map(os.stat, (main, *parts)))
+    except OSError as error:
+        raise SceneError(f"{error.filename}, a part of {path}, can't be read", error.strerror) from error
+    # However the files are spelt, and in whatever order.
+    return size, time, *(number for part in sorted(others) for number in part)
 
 
 def _head_request(url: str) -> urllib.request.Request:
@@ -330,16 +357,24 @@ def _band_names(source: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _validity(source: Any) -> Literal["alpha", "mask", "nodata", "none"]:
-    flags = {flag for band in source.mask_flag_enums for flag in band}
+def _validity(source: Any) -> Validity:
+    by_band = zip(source.mask_flag_enums, source.nodatavals, source.colorinterp, strict=True)
+    # As text: NaN does not equal itself.
+    kinds = {(frozenset(flags), str(nodata)) for flags, nodata, colour in by_band if colour != ColorInterp.alpha}
+    flags = {flag for band, _ in kinds for flag in band}
+    # GDAL has no flag for a mask that a band has to itself.
+    if len(kinds) > 1 or any(not band for band, _ in kinds):
+        return "bands"
     if MaskFlags.alpha in flags:
         return "alpha"
+    has_alpha = _alpha_band(source) is not None
     if MaskFlags.per_dataset in flags:
-        return "mask"
+        # rasterio adds no alpha band, which takes the mask along to another grid, where there is one.
+        return "bands" if has_alpha else "mask"
     if MaskFlags.nodata in flags:
         return "nodata"
     # GDAL heeds an alpha band in rasters of two or four bands alone, of uint8 or uint16.
-    return "none" if _alpha_band(source) is None else "alpha"
+    return "alpha" if has_alpha else "none"
 
 
 def _alpha_band(source: Any) -> int | None:
@@ -488,9 +523,15 @@ class RasterScene:
         self.bands = list(bands)
         self._grid = grid
         self._combine = np.any if nodata_policy == "all" else np.all
-        self._warping = None if grid == info.grid else _warp_options(info, grid, Resampling[resampling])
+        self._warping = (
+            None if grid == info.grid else _warp_options(info, bands, grid, nodata_policy, Resampling[resampling])
+        )
+        # The warper knows one mask and one nodata value for all bands.
+        self._each_alone = self._warping is not None and info.validity == "bands"
         # GDAL's own masks miss an alpha band that is not one of two or four.
-        self._mask_band = len(info.band_names) + 1 if self._warping and "add_alpha" in self._warping else info.alpha
+        self._mask_band = info.alpha
+        if self._warping and "add_alpha" in self._warping:
+            self._mask_band = 2 if self._each_alone else len(info.band_names) + 1
         self._local = threading.local()
         self._opened: list[Any] = []
 
@@ -509,38 +550,51 @@ class RasterScene:
         """Read a window that lies within the grid."""
         with rasterio.Env(**GDAL_OPTIONS):
             try:
-                source = self._handle()
-                data = source.read(self.bands, window=window)
-                return Pixels(data, self._valid(source, data, window))
+                parts = [self._read(source, bands, window) for source, bands in self._handles()]
             except RasterioError as error:
                 raise SceneError(
                     f"{self.info.path} can't be read at rows {window.row_off} to {window.row_off + window.height}, "
                     f"columns {window.col_off} to {window.col_off + window.width}: the file is damaged or out of reach",
                     str(error.__cause__ or error),
                 ) from error
-
-    def _valid(self, source: Any, data: NDArray[Any], window: Window) -> NDArray[np.bool_]:
-        valid: NDArray[np.bool_]
-        if self._mask_band is not None:
-            valid = source.read(self._mask_band, window=window) > 0
-        elif self.info.validity == "none" and self._warping is None:
-            valid = np.ones(data.shape[1:], dtype=np.bool_)
-        else:
-            valid = self._combine(source.read_masks(self.bands, window=window) > 0, axis=0)
-        if self.info.is_float:
+        data = np.concatenate([data for data, _ in parts])
+        valid: NDArray[np.bool_] = self._combine(np.concatenate([valid for _, valid in parts]), axis=0)
+        if self.info.is_float(self.bands):
             valid &= ~np.isnan(data).any(axis=0)
-        return valid
+        return Pixels(data, valid)
 
-    def _handle(self) -> Any:
-        """Give this thread's own dataset on the working grid."""
-        if not hasattr(self._local, "source"):
-            source = rasterio.open(self.info.path)
-            self._opened.append(source)
-            if self._warping is not None:
-                source = WarpedVRT(source, **self._warping)
-                self._opened.append(source)
-            self._local.source = source
-        return self._local.source
+    def _read(self, source: Any, bands: list[int], window: Window) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Read bands, (C, H, W), and which of their pixels hold data, (C or 1, H, W)."""
+        data = _read_bands(source, bands, window=window)
+        if self._mask_band is not None:
+            return data, source.read([self._mask_band], window=window) > 0
+        if self.info.validity == "none" and self._warping is None:
+            return data, np.ones((1, *data.shape[1:]), dtype=np.bool_)
+        return data, source.read_masks(bands, window=window) > 0
+
+    def _handles(self) -> list[tuple[Any, list[int]]]:
+        """Give this thread's own datasets on the working grid, and the bands to read from each."""
+        if not hasattr(self._local, "handles"):
+            source = self._keep(rasterio.open(self.info.path))
+            if self._warping is None:
+                handles = [(source, self.bands)]
+            elif not self._each_alone:
+                handles = [(self._keep(WarpedVRT(source, **self._warping)), self.bands)]
+            else:
+                handles = []
+                name = source.files[0] if is_remote(self.info.path) else self.info.path
+                for band in self.bands:
+                    alone = self._keep(rasterio.open(_single_band(source, name, band)))
+                    # As on the scene's own grid, what holds no data has the nodata value.
+                    options = self._warping | {"init_dest": source.nodatavals[band - 1] or 0}
+                    handles.append((self._keep(WarpedVRT(alone, **options)), [1]))
+            self._local.handles = handles
+        found: list[tuple[Any, list[int]]] = self._local.handles
+        return found
+
+    def _keep(self, opened: Any) -> Any:
+        self._opened.append(opened)
+        return opened
 
     def close(self) -> None:
         """Close every thread's dataset."""
@@ -548,26 +602,58 @@ class RasterScene:
             self._opened.pop().close()
 
 
-def _warp_options(info: SceneInfo, grid: Grid, resampling: Resampling) -> dict[str, Any]:
+def _warp_options(
+    info: SceneInfo, bands: Sequence[int], grid: Grid, nodata_policy: NodataPolicy, resampling: Resampling
+) -> dict[str, Any]:
     """Say in rasterio's words how a scene comes to lie on another grid."""
     rows, cols = grid.shape
     options: dict[str, Any] = {
         "crs": grid.crs,
         "src_crs": _unbroken(info.grid),
+        "src_transform": info.grid.transform,
         "transform": grid.transform,
         "height": rows,
         "width": cols,
         # GDAL widens the kernel when pixels grow, so that nothing aliases.
         "resampling": resampling,
+        # Whether a value that is nodata counts where another band holds data, as it does on the scene's own grid.
+        "UNIFIED_SRC_NODATA": "YES" if nodata_policy == "all" else "NO",
     }
+    if len(set(info.dtypes)) > 1:
+        # Else it is one that holds the values of all bands, also of those that are not read.
+        options["dtype"] = str(info.dtype(bands))
     if info.alpha is not None:
         options |= {"src_alpha": info.alpha, "dst_alpha": info.alpha}
-    elif info.validity == "none" and info.is_float:
+    elif info.validity == "none" and info.is_float(bands):
         options["src_nodata"] = math.nan
-    elif info.validity in ("none", "mask"):
-        # Without an alpha band the warper forgets the source's mask and fills what lies beyond it with 0.
-        options["add_alpha"] = True
+    elif info.validity != "nodata":
+        # Without an alpha band the warper forgets the source's mask and fills what lies beyond it with 0; by a nodata
+        # value beside the mask it would not look at the mask.
+        options |= {"add_alpha": True, "src_nodata": None}
     return options
+
+
+def _single_band(source: Any, name: str, band: int) -> str:
+    """Describe a band as a raster, in GDAL's words, with what says where the band holds data for its mask."""
+    rows, cols = source.shape
+    file = f'<SourceFilename shared="0">{escape(name)}</SourceFilename>'
+    return (
+        f'<VRTDataset rasterXSize="{cols}" rasterYSize="{rows}">'
+        f'<VRTRasterBand dataType="{typename_fwd[dtype_rev[source.dtypes[band - 1]]]}" band="1">'
+        f"<SimpleSource>{file}<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        '<MaskBand><VRTRasterBand dataType="Byte">'
+        f"<SimpleSource>{file}<SourceBand>mask,{band}</SourceBand></SimpleSource></VRTRasterBand></MaskBand>"
+        "</VRTDataset>"
+    )
+
+
+def _read_bands(source: Any, bands: Sequence[int], **options: Any) -> Any:
+    """Read bands, (C, H, W), as an array or, with ``masked``, a masked one."""
+    if len({source.dtypes[band - 1] for band in bands}) == 1:
+        return source.read(list(bands), **options)
+    # rasterio reads none of different types at once.
+    stack = np.ma.stack if options.get("masked") else np.stack
+    return stack([source.read(band, **options) for band in bands])
 
 
 def _unbroken(grid: Grid) -> CRS:
@@ -611,7 +697,8 @@ class SalvagedScene:
 
     def _read_cells(self, window: Window) -> Pixels:
         shape = window.height, window.width
-        whole = Pixels(np.zeros((len(self._scene.bands), *shape), self._scene.info.dtype), np.zeros(shape, np.bool_))
+        bands = self._scene.bands
+        whole = Pixels(np.zeros((len(bands), *shape), self._scene.info.dtype(bands)), np.zeros(shape, dtype=np.bool_))
         for cell, part in cells(window, CELL_PX):
             rows, cols = Window(
                 part.col_off - window.col_off, part.row_off - window.row_off, part.width, part.height
@@ -660,8 +747,8 @@ def read_overview(
     resampling = Resampling.average if average else Resampling.nearest
     try:
         with rasterio.Env(**GDAL_OPTIONS), rasterio.open(info.path) as source:
-            overview: np.ma.MaskedArray[Any, Any] = source.read(
-                list(bands), out_shape=(len(bands), *shape), resampling=resampling, masked=True
+            overview: np.ma.MaskedArray[Any, Any] = _read_bands(
+                source, bands, out_shape=shape, resampling=resampling, masked=True
             )
             if info.alpha is not None:
                 overview[:, source.read(info.alpha, out_shape=shape) == 0] = np.ma.masked
@@ -677,7 +764,7 @@ ValueRanges = tuple[tuple[float, float], ...]
 def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, float] | None) -> ValueRanges:
     """Decide once for a whole scene how its values are brought to 0-255.
 
-    8-bit scenes are taken as they are. Others use the model's range where the card has one, else the 2nd and 98th
+    Bands of 8 bits are taken as they are. Others use the model's range where the card has one, else the 2nd and 98th
     percentiles of each band, read once from an overview.
 
     Raises
@@ -685,16 +772,16 @@ def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, floa
     SceneError
         If no pixel is valid.
     """
-    if info.dtype == "uint8":
-        return ((0.0, 255.0),) * len(bands)
+    ranges = dict.fromkeys(bands, (0.0, 255.0))
+    wider = [band for band in ranges if info.dtypes[band - 1] != "uint8"]
     if given is not None:
-        return (given,) * len(bands)
-    ranges = []
-    for band in read_overview(info, bands, 1024):
-        values = band.compressed()
-        values = values[np.isfinite(values)]
-        if values.size == 0:
-            raise EmptySceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
-        low, high = (float(v) for v in np.percentile(values, (2, 98)))
-        ranges.append((low, high if high > low else low + 1.0))
-    return tuple(ranges)
+        ranges |= dict.fromkeys(wider, given)
+    elif wider:
+        for number, band in zip(wider, read_overview(info, wider, 1024), strict=True):
+            values = band.compressed()
+            values = values[np.isfinite(values)]
+            if values.size == 0:
+                raise EmptySceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
+            low, high = (float(v) for v in np.percentile(values, (2, 98)))
+            ranges[number] = low, high if high > low else low + 1.0
+    return tuple(ranges[band] for band in bands)

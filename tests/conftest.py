@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from affine import Affine
 from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.dtypes import dtype_rev, typename_fwd
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 
@@ -144,6 +145,25 @@ def make_scene(tmp_path: Path) -> SceneMaker:
         return path
 
     return make
+
+
+def write_vrt(path: Path, bands: Sequence[tuple[Path, int, str]]) -> Path:
+    """Put bands of files of one size beside each other: each a file, its band, and what else the VRT says of it."""
+    with rasterio.open(bands[0][0]) as first:
+        size = f'rasterXSize="{first.width}" rasterYSize="{first.height}"'
+        place = ", ".join(map(str, first.transform.to_gdal()))
+        place = f"<SRS>{first.crs.to_wkt()}</SRS><GeoTransform>{place}</GeoTransform>"
+    stacked = []
+    for number, (file, band, words) in enumerate(bands, start=1):
+        with rasterio.open(file) as source:
+            kind = typename_fwd[dtype_rev[source.dtypes[band - 1]]]
+        pixels = f"<SourceFilename>{file}</SourceFilename><SourceBand>{band}</SourceBand>"
+        stacked.append(
+            f'<VRTRasterBand dataType="{kind}" band="{number}">{words}'
+            f"<SimpleSource>{pixels}</SimpleSource></VRTRasterBand>"
+        )
+    path.write_text(f"<VRTDataset {size}>{place}{''.join(stacked)}</VRTDataset>", encoding="utf-8")
+    return path
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def scene_item(item_id: str, image: Path, description: Description) -> tuple[pys
     fields = {
         "bands": [{"name": name} for name in names],
         "eo:bands": [{"name": n} | ({"common_name": n} if n in COMMON_NAMES else {}) for n in names],
-        "raster:bands": [_raster_band(info, band) for band in overview],
+        "raster:bands": [_raster_band(info, n, band) for n, band in zip(numbers, overview, strict=True)],
     }
     item.add_asset("image", _file_asset(image, "Imagery", ["data", "visual"], fields))
     return item, _thumbnail(info, overview)
@@ -161,8 +161,8 @@ def _times(date: str) -> tuple[datetime, datetime]:
     return start, end
 
 
-def _raster_band(info: SceneInfo, band: np.ma.MaskedArray[Any, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"data_type": info.dtype, "spatial_resolution": round(info.grid.gsd_m, 4)}
+def _raster_band(info: SceneInfo, number: int, band: np.ma.MaskedArray[Any, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {"data_type": info.dtypes[number - 1], "spatial_resolution": round(info.grid.gsd_m, 4)}
     values = band.compressed().astype(np.float64)
     values = values[np.isfinite(values)]
     if values.size:

@@ -9,12 +9,12 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import rasterio
 from numpy.typing import NDArray
-from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.enums import ColorInterp
 
 from landseg.errors import InputError
 from landseg.grid import Grid
 from landseg.machine import ahead, cores
-from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, distinct
+from landseg.polygons.strips import MOST_CLASSES, PIXELS_AT_ONCE, Strips, distinct, has_mask
 from landseg.scene import describe_scene
 
 CONFIDENCE = "confidence"
@@ -69,7 +69,7 @@ def read_class_raster(path: Path, assume_crs: str | None = None) -> ClassRaster:
     grid = describe_scene(str(path), assume_crs).grid
     with rasterio.open(path) as file:
         colour, nodata = file.colorinterp[0], file.nodatavals[0]
-        masked = file.mask_flag_enums[0]
+        masked = has_mask(file, 1)
         palette = file.colormap(1) if colour == ColorInterp.palette else {}
         described = file.descriptions[1] if file.count > 1 and file.dtypes[1] == "uint8" else None
     if colour in (ColorInterp.red, ColorInterp.green, ColorInterp.blue):
@@ -77,7 +77,7 @@ def read_class_raster(path: Path, assume_crs: str | None = None) -> ClassRaster:
             f"{path} is an image: its first band is {colour.name}", "name a raster whose band 1 holds classes"
         )
     found = _distinct_values(path, grid)
-    if nodata is not None and MaskFlags.per_dataset not in masked:
+    if nodata is not None and not masked:
         found = found[found != nodata]
     if (found != np.rint(found)).any():
         raise InputError(

@@ -58,9 +58,16 @@ class Strips:
         # A file that stays open would fill GDAL's cache with blocks of other strips.
         with rasterio.open(self.raster) as file:
             pixels: NDArray[Any] = file.read(band, window=window)
-            if MaskFlags.per_dataset not in file.mask_flag_enums[band - 1]:
+            if not has_mask(file, band):
                 return pixels
             return np.where(file.read_masks(band, window=window), pixels.astype(np.float64), np.nan)
+
+
+def has_mask(file: Any, band: int) -> bool:
+    """Tell whether an open raster says by a mask, and not by a nodata value, where a band holds data."""
+    flags = file.mask_flag_enums[band - 1]
+    # GDAL has no flag for a mask that a band has to itself.
+    return MaskFlags.per_dataset in flags or not flags
 
 
 def projected_bytes(cols: int, threads: int) -> int:

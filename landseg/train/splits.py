@@ -377,7 +377,7 @@ def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes
     # Labels may cover little of a scene.
     inside = _Ground(grid, cell_px, counts).window(labels.bounds)
     side = cell_px * max(1, _READ_PX // cell_px)
-    all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float
+    all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float(scene.bands)
     with scene.opened(grid) as pixels:
         for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
             window = Window(left, top, min(side, cols - left), min(side, rows - top))

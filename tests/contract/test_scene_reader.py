@@ -1,5 +1,6 @@
 """One suite for every way in which a raster can hold the same pixels: what `RasterScene` gives must be those pixels."""
 
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,8 +24,17 @@ from rasterio.windows import Window
 import landseg.scene
 from landseg.errors import SceneError
 from landseg.grid import Grid
-from landseg.scene import Pixels, RasterScene, SceneReader, describe_scene, read_overview, working_grid
-from tests.conftest import UTM40, SceneMaker
+from landseg.scene import (
+    NodataPolicy,
+    Pixels,
+    RasterScene,
+    SalvagedScene,
+    SceneReader,
+    describe_scene,
+    read_overview,
+    working_grid,
+)
+from tests.conftest import UTM40, SceneMaker, write_vrt
 from tests.laws.test_mosaic import ArrayScene
 
 ROWS, COLS = 70, 90
@@ -137,6 +147,39 @@ def with_mask_of_int16(make: SceneMaker) -> Path:
     return make(truth("int16"), valid=half_valid())
 
 
+def with_mask_beside_nodata(make: SceneMaker) -> Path:
+    data = truth("uint8").clip(1)
+    data[:, :, 60:] = 0
+    return make(data, nodata=0, valid=half_valid())
+
+
+def with_mask_beside_alpha(make: SceneMaker) -> Path:
+    opaque = np.full((1, ROWS, COLS), 255, np.uint8)
+    colours = (ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha)
+    return make(np.concatenate([truth("uint8"), opaque]), colours=colours, valid=half_valid())
+
+
+def with_nodata_of_each_band(make: SceneMaker) -> Path:
+    data = truth("uint8").clip(2, 254)
+    values = 0, 255, 1
+    data[:, ~half_valid()] = np.array(values)[:, None]
+    path = make(data)
+    words = [f"<NoDataValue>{value}</NoDataValue>" for value in values]
+    return write_vrt(path.with_suffix(".vrt"), [(path, band, words[band - 1]) for band in (1, 2, 3)])
+
+
+def mask_in_words(valid: NDArray[np.bool_], name: str, make: SceneMaker) -> str:
+    mask = make(np.where(valid, 255, 0).astype(np.uint8)[None], name, colours=None)
+    source = f"<SourceFilename>{mask}</SourceFilename><SourceBand>1</SourceBand>"
+    return f'<MaskBand><VRTRasterBand dataType="Byte"><SimpleSource>{source}</SimpleSource></VRTRasterBand></MaskBand>'
+
+
+def with_masks_of_bands(make: SceneMaker) -> Path:
+    path = make(truth("uint8"))
+    words = mask_in_words(half_valid(), "mask.tif", make)
+    return write_vrt(path.with_suffix(".vrt"), [(path, band, words) for band in (1, 2, 3)])
+
+
 def with_nan(make: SceneMaker) -> Path:
     data = truth("float32")
     data[1, ~half_valid()] = np.nan
@@ -154,6 +197,10 @@ VALIDITY: list[Callable[[SceneMaker], Path]] = [
     with_mask,
     with_mask_of_four_bands,
     with_mask_of_int16,
+    with_mask_beside_nodata,
+    with_mask_beside_alpha,
+    with_masks_of_bands,
+    with_nodata_of_each_band,
     with_alpha,
     with_alpha_of_a_fifth_band,
     with_alpha_between_bands_of_int16,
@@ -244,6 +291,76 @@ def test_the_policy_decides_where_some_bands_are_nodata(make_scene: SceneMaker) 
         assert (everything(scene).valid.any(axis=1) == (np.arange(ROWS) >= 20)).all()
 
 
+def partly_valid() -> NDArray[np.bool_]:
+    valid = np.repeat(half_valid()[None], 3, axis=0)
+    valid[0, :, :60] = False
+    return valid
+
+
+def partly_nodata(make: SceneMaker, **options: Any) -> Path:
+    return make(np.where(partly_valid(), 100, -9999).astype(np.int16), nodata=-9999, **options)
+
+
+def partly_nodata_of_each_band(make: SceneMaker, **options: Any) -> Path:
+    values = -9999, -1, 9999
+    path = make(np.where(partly_valid(), 100, np.array(values)[:, None, None]).astype(np.int16), **options)
+    words = [f"<NoDataValue>{value}</NoDataValue>" for value in values]
+    return write_vrt(path.with_suffix(".vrt"), [(path, band, words[band - 1]) for band in (1, 2, 3)])
+
+
+def partly_masked(make: SceneMaker, **options: Any) -> Path:
+    path = make(np.where(partly_valid(), 100, -9999).astype(np.int16), **options)
+    words = [mask_in_words(valid, f"mask{band}.tif", make) for band, valid in enumerate(partly_valid())]
+    return write_vrt(path.with_suffix(".vrt"), [(path, band, words[band - 1]) for band in (1, 2, 3)])
+
+
+@pytest.mark.parametrize("make", [partly_nodata, partly_nodata_of_each_band, partly_masked])
+@pytest.mark.parametrize(("policy", "share"), [("all", 50 / COLS), ("any", 30 / COLS)])
+@pytest.mark.parametrize("how", ["native", "finer", "coarser", "degrees"])
+def test_the_policy_holds_on_every_grid(
+    make_scene: SceneMaker, make: Callable[..., Path], policy: NodataPolicy, share: float, how: str
+) -> None:
+    degrees = {"crs": CRS.from_epsg(4326), "transform": Affine(1e-5, 0, 55.3, 0, -1e-5, 25.2)}
+    info = describe_scene(str(make(make_scene, **(degrees if how == "degrees" else {}))))
+    factor = {"native": 1, "finer": 0.5, "coarser": 1.5}
+    grid = working_grid(info, 1.0) if how == "degrees" else info.grid.resampled((factor[how], factor[how]))
+    with RasterScene(info, (1, 2, 3), info.grid if how == "native" else grid, nodata_policy=policy) as scene:
+        pixels = everything(scene)
+        pixel_m2, own_pixel_m2 = (math.prod(grid.pixel_size_m) for grid in (scene.grid, info.grid))
+    assert pixels.valid.sum() * pixel_m2 / (ROWS * COLS * own_pixel_m2) == pytest.approx(share, abs=0.02)
+    # Nothing of what is nodata has got into what is not.
+    assert (pixels.data[1:, pixels.valid] == 100).all()
+    assert policy == "all" or (pixels.data[0, pixels.valid] == 100).all()
+
+
+def test_nodata_of_a_band_that_is_not_read_leaves_what_lies_beyond_invalid(
+    make_scene: SceneMaker, tmp_path: Path
+) -> None:
+    path = make_scene(truth("uint8"), crs=CRS.from_epsg(4326), transform=Affine(1e-5, 0, 55.3, 0, -1e-5, 25.2))
+    words = "", "", "", "<NoDataValue>0</NoDataValue>"
+    info = describe_scene(
+        str(write_vrt(tmp_path / "four.vrt", list(zip([path] * 4, (1, 2, 3, 1), words, strict=True))))
+    )
+    with RasterScene(info, (1, 2, 3), working_grid(info, 1.0)) as scene:
+        assert 0.9 < everything(scene).valid.mean() < 0.99
+
+
+@pytest.mark.parametrize("factor", [1, 0.5])
+def test_bands_of_different_types_are_read_together(make_scene: SceneMaker, tmp_path: Path, factor: float) -> None:
+    files = [make_scene(truth(dtype), f"{dtype}.tif") for dtype in ("uint8", "uint16", "float32")]
+    info = describe_scene(str(write_vrt(tmp_path / "mixed.vrt", [(file, 1, "") for file in files])))
+    grid = info.grid if factor == 1 else info.grid.resampled((factor, factor))
+    for bands, dtype in (((1,), "uint8"), ((1, 2), "uint16"), ((2, 1, 3), "float32")):
+        with RasterScene(info, bands, grid, resampling="nearest") as scene:
+            pixels = everything(scene)
+            salvaged = SalvagedScene(scene)._read_cells(grid.window)
+        assert pixels.data.dtype == salvaged.data.dtype == dtype
+        expected = [truth(("uint8", "uint16", "float32")[band - 1])[0] for band in bands]
+        assert (pixels.data[:, :: int(1 / factor), :: int(1 / factor)] == expected).all()
+        assert pixels.valid.all()
+        assert (read_overview(info, bands, 1000) == expected).all()
+
+
 def test_nodata_of_bands_that_are_not_read_does_not_count(make_scene: SceneMaker) -> None:
     data = np.concatenate([truth("uint8").clip(1), np.zeros((1, ROWS, COLS), np.uint8)])
     with open_scene(make_scene(data, colours=None, nodata=0), nodata_policy="any") as scene:
@@ -279,7 +396,7 @@ def test_degrees_are_brought_to_metres(make_scene: SceneMaker) -> None:
     assert 0 < pixels.valid.mean() < 1
 
 
-READERS = ["array", "raster", "resampled"]
+READERS = ["array", "raster", "resampled", "resampled by bands"]
 
 
 @pytest.fixture(params=READERS)
@@ -287,7 +404,9 @@ def reader(request: pytest.FixtureRequest, make_scene: SceneMaker) -> SceneReade
     data = truth("uint8")
     if request.param == "array":
         return ArrayScene(data, half_valid())
-    info = describe_scene(str(make_scene(data, valid=half_valid(), **TILED)))
+    by_bands = request.param == "resampled by bands"
+    path = with_masks_of_bands(make_scene) if by_bands else make_scene(data, valid=half_valid(), **TILED)
+    info = describe_scene(str(path))
     grid = info.grid if request.param == "raster" else info.grid.resampled((1.5, 1.5))
     return RasterScene(info, (1, 2, 3), grid)
 

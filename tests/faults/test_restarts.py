@@ -24,9 +24,10 @@ from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
 from landseg.mapping import Mapper
 from landseg.run import OutputPaths, Plan, build_plan, execute, map_job
-from tests.conftest import Landseg, SceneMaker
+from tests.conftest import Landseg, SceneMaker, write_vrt
 
 Start = Callable[[], BaseProcess]
+RGB_IN_WORDS = [f"<ColorInterp>{colour}</ColorInterp>" for colour in ("Red", "Green", "Blue")]
 
 
 @pytest.fixture
@@ -210,8 +211,25 @@ def test_a_scene_is_the_same_however_its_path_is_spelt(
     scene: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(scene.parent)
-    spellings = (str(scene), scene.name, f"../{scene.parent.name}/{scene.name}")
-    assert len({build_plan(path, tmp_path / "map.gpkg", config).scene_fingerprint for path in spellings}) == 1
+    write_vrt(scene.with_suffix(".vrt"), [(scene, band, RGB_IN_WORDS[band - 1]) for band in (1, 2, 3)])
+    for name in (scene.name, scene.with_suffix(".vrt").name):
+        spellings = (str(scene.parent / name), name, f"../{scene.parent.name}/{name}")
+        assert len({build_plan(path, tmp_path / "map.gpkg", config).scene_fingerprint for path in spellings}) == 1
+
+
+def test_strips_of_a_mosaic_are_not_used_once_a_tile_has_changed(
+    scene: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    bands = [(scene, band, RGB_IN_WORDS[band - 1]) for band in (1, 2, 3)]
+    mosaic = write_vrt(tmp_path / "mosaic.vrt", bands)
+
+    def key() -> str:
+        return map_job(build_plan(str(mosaic), tmp_path / "map.gpkg", config)).key
+
+    before = key()
+    assert key() == before
+    os.utime(scene, (1, 1))
+    assert key() != before
 
 
 def test_a_signal_in_the_last_strip_stops_as_well(

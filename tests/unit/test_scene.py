@@ -16,15 +16,16 @@ from rasterio.crs import CRS
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import Grid
 from landseg.scene import SceneInfo, _stamp, describe_scene, match_bands, value_ranges, working_grid
-from tests.conftest import DEMO_SCENE, UTM40, SceneMaker
+from tests.conftest import DEMO_SCENE, UTM40, SceneMaker, write_vrt
 
 RGB_NAMES = ("red", "green", "blue")
+UTM_PIXELS = Affine(1, 0, 339000, 0, -1, 2784000)
 GREY = np.zeros((1, 20, 30), dtype=np.uint8)
 
 
 def info(grid: Grid | None = None, names: tuple[str, ...] = RGB_NAMES, dtype: str = "uint8") -> SceneInfo:
     grid = grid or Grid((100, 200), Affine(1, 0, 339000, 0, -1, 2784000), UTM40)
-    return SceneInfo("scene.tif", grid, dtype, names, "none")
+    return SceneInfo("scene.tif", grid, (dtype,) * len(names), names, "none")
 
 
 def square(pixel: float, crs: CRS = UTM40, at: tuple[float, float] = (339000, 2784000)) -> Grid:
@@ -37,7 +38,7 @@ class TestDescribe:
         assert scene.grid.shape == (1632, 1528)
         assert scene.grid.crs == UTM40
         assert scene.band_names == RGB_NAMES
-        assert (scene.dtype, scene.validity) == ("uint8", "none")
+        assert (scene.dtypes, scene.validity) == (("uint8",) * 3, "none")
 
     def test_descriptions_come_before_colours(self, make_scene: SceneMaker) -> None:
         path = make_scene(np.zeros((3, 9, 9), np.uint8), descriptions=("NIR", "Red", "G"))
@@ -108,6 +109,55 @@ class TestDescribe:
         assert part.stamp[0] == path.stat().st_size
         with pytest.raises(SceneError, match="as a raster"):
             describe_scene(f"GPKG:{tmp_path / 'none.gpkg'}:a")
+
+
+class TestStamp:
+    def test_of_a_single_file_is_its_size_and_time(self, make_scene: SceneMaker) -> None:
+        path = make_scene(GREY)
+        status = path.stat()
+        # As QGIS leaves it.
+        path.with_name("scene.tif.aux.xml").write_text("<PAMDataset/>")
+        scene = describe_scene(str(path))
+        assert len(scene.files) == 2
+        assert scene.stamp == (status.st_size, status.st_mtime_ns)
+
+    @pytest.mark.parametrize("beside", ["scene.tif.msk", "scene.tif.ovr", "scene.tfw"])
+    def test_changes_with_files_beside_it(self, make_scene: SceneMaker, beside: str) -> None:
+        path = make_scene(GREY, transform=None if beside == "scene.tfw" else UTM_PIXELS)
+        if beside == "scene.tfw":
+            path.with_name(beside).write_text("1\n0\n0\n-1\n339000.5\n2783999.5\n")
+        else:
+            with (
+                rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False, TIFF_USE_OVR=True),
+                rasterio.open(path, "r+") as file,
+            ):
+                if beside == "scene.tif.msk":
+                    file.write_mask(np.ones((20, 30), np.bool_))
+                else:
+                    file.build_overviews([2])
+        before = describe_scene(str(path)).stamp
+        os.utime(path.with_name(beside), (1, 1))
+        assert describe_scene(str(path)).stamp != before
+
+    def test_changes_with_a_tile_of_a_mosaic_of_mosaics(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        tile = make_scene(GREY)
+        inner = write_vrt(tmp_path / "inner.vrt", [(tile, 1, "")])
+        outer = str(write_vrt(tmp_path / "outer.VRT", [(inner, 1, "")]))
+        before = describe_scene(outer)
+        assert [Path(file).name for file in before.files] == ["outer.VRT", "inner.vrt", "scene.tif"]
+        os.utime(tile, (1, 1))
+        assert describe_scene(outer).stamp != before.stamp
+
+    def test_mosaics_of_each_other(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        first = write_vrt(tmp_path / "first.vrt", [(make_scene(GREY), 1, "")])
+        second = write_vrt(tmp_path / "second.vrt", [(first, 1, "")])
+        write_vrt(first, [(second, 1, "")])
+        assert len(describe_scene(str(first)).files) == 2
+
+    def test_a_tile_that_vanishes_is_named(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        path, gone = str(make_scene(GREY)), str(tmp_path / "gone.tif")
+        with pytest.raises(SceneError, match=r"gone\.tif, a part of .*scene\.tif, can't be read"):
+            _stamp(path, (path, gone))
 
 
 class TestMatchBands:
@@ -194,6 +244,15 @@ class TestValueRanges:
 
     def test_the_card_s_rule(self) -> None:
         assert value_ranges(info(dtype="uint16"), (1, 2), given=(0, 3000)) == ((0, 3000), (0, 3000))
+
+    def test_each_band_by_its_own_type(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        grey = make_scene(GREY, "grey.tif")
+        wide = make_scene(np.arange(600, dtype=np.uint16).reshape(1, 20, 30), "wide.tif")
+        scene = describe_scene(str(write_vrt(tmp_path / "both.vrt", [(grey, 1, ""), (wide, 1, "")])))
+        as_it_is, stretched = (0, 255), (pytest.approx(12, abs=1), pytest.approx(587, abs=1))
+        assert value_ranges(scene, (1,), given=None) == (as_it_is,)
+        assert value_ranges(scene, (2, 1), given=None) == (stretched, as_it_is)
+        assert value_ranges(scene, (2, 1), given=(0, 3000)) == ((0, 3000), as_it_is)
 
     def test_percentiles_of_valid_pixels(self, make_scene: SceneMaker) -> None:
         data = np.full((2, 100, 101), -9999, dtype=np.float32)

@@ -24,7 +24,7 @@ def project_of(folder: Path, legend: Legend, /, **changes: Any) -> ET.Element:
     values = {
         "polygons": folder / "map.gpkg",
         "raster": folder / "map.tif",
-        "scene": SceneInfo("https://example.org/city.tif", GRID, "uint8", ("red", "green", "blue"), "none"),
+        "scene": SceneInfo("https://example.org/city.tif", GRID, ("uint8",) * 3, ("red", "green", "blue"), "none"),
         "imagery": None,
         "grid": GRID,
         "legend": legend,

@@ -8,7 +8,7 @@ import rasterio
 
 from landseg.errors import CrsError, InputError, SceneError
 from landseg.polygons.classes import read_class_raster
-from tests.conftest import RGB, SceneMaker
+from tests.conftest import RGB, SceneMaker, write_vrt
 
 
 def test_values_are_those_that_occur_without_nodata(make_scene: SceneMaker) -> None:
@@ -39,6 +39,16 @@ def test_codes_may_be_of_any_type(make_scene: SceneMaker, kind: str, nodata: flo
 def test_what_a_mask_hides_is_no_class(make_scene: SceneMaker) -> None:
     valid = np.array([[True, True, False]])
     assert read_class_raster(make_scene(np.array([[[0, 3, 9]]], np.uint8), colours=None, valid=valid)).values == (0, 3)
+
+
+def test_what_a_mask_of_the_band_hides_is_no_class(make_scene: SceneMaker, tmp_path: Path) -> None:
+    codes = make_scene(np.array([[[0, 3, 9]]], np.uint8), colours=None)
+    mask = make_scene(np.array([[[255, 255, 0]]], np.uint8), "mask.tif", colours=None)
+    words = (
+        "<NoDataValue>0</NoDataValue><MaskBand><VRTRasterBand dataType='Byte'><SimpleSource>"
+        f"<SourceFilename>{mask}</SourceFilename></SimpleSource></VRTRasterBand></MaskBand>"
+    )
+    assert read_class_raster(write_vrt(tmp_path / "codes.vrt", [(codes, 1, words)])).values == (0, 3)
 
 
 def test_names_and_colours_are_the_rasters_own(make_scene: SceneMaker) -> None:
