@@ -132,14 +132,18 @@ class Training(lightning.LightningModule):
             coarse = self.global_step < self.schedule.coarse_steps
             self.network.backbone.set_output_stride(max(fine, 16) if coarse else fine)
 
-    def on_train_end(self) -> None:
-        """Leave the network at its own output stride, also when the coarse steps were the last."""
+    def on_validation_start(self) -> None:
+        """Validate the network that there will be, at its own output stride."""
         if self.schedule.coarse_steps:
             self.network.backbone.set_output_stride(self.network.architecture.output_stride)
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
         x, mask = self.normalise(batch["image"]), batch["mask"]
+    def on_train_end(self) -> None:
+        """Leave the network at its own output stride, also when the coarse steps were the last."""
+        self.on_validation_start()
+
         taught = self._taught(batch)
         if self.network.auxiliary is None:
             loss = self.objective(self.network(x), mask, taught)

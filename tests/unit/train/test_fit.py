@@ -59,14 +59,21 @@ class Recorded(Training):
 
 
 def run(
-    corner: Pair, folder: Path, training: Recorded, seed: int = 1, conduct: Conduct = QUIET, *, validate: bool = False
+    corner: Pair,
+    folder: Path,
+    training: Recorded,
+    seed: int = 1,
+    conduct: Conduct = QUIET,
+    *,
+    validate: bool = False,
+    epoch: int = EPOCH,
 ) -> dict[str, Tensor]:
     vary = Augmentation(scale=1.25)
     splits = open_splits([corner], CODES, ModelInput(1.0), chip_px=48, read_px=vary.read_px(48), vary=vary)
     seen = open_splits([corner], CODES, ModelInput(1.0), chip_px=48).training
     sites = Sites(seen, GridGeoSampler(seen, size=48, stride=48))
     source = Source(splits.training, splits.training_sampler)
-    data = Chips(source, sites if validate else None, batch=2, batches=EPOCH, workers=0, seed=seed)
+    data = Chips(source, sites if validate else None, batch=2, batches=epoch, workers=0, seed=seed)
     return fit(training, data, folder, conduct).state_dict()
 
 
@@ -290,16 +297,18 @@ def test_a_training_whose_steps_were_all_coarse_gives_a_network_of_its_own_strid
     training.network = PSPNet(Architecture(bins=(1,), stem="7x7"), auxiliary=True)
     training.schedule = replace(training.schedule, steps=EPOCH, coarse_steps=EPOCH)
 
-    run(corner, tmp_path, training)
+    run(corner, tmp_path, training, validate=True, epoch=1)
 
-    assert len(training.seen) == EPOCH
+    assert training.trained == [16] * EPOCH
+    assert training.validated == {8}
     with torch.inference_mode():
         assert training.network.eval().backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1] == 12
 
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
 def test_optimisers(name: Literal["adamw", "sgd"], kind: type[torch.optim.Optimizer]) -> None:
-    training = fresh()
+    torch.manual_seed(0)
+    training = Strided()
     training.schedule = replace(training.schedule, optimiser=name, momentum=0.8)
 
     optimizer = training.configure_optimizers()["optimizer"]
@@ -342,4 +351,21 @@ def test_ctrl_c_says_where_and_how_to_go_on(corner: Pair, tmp_path: Path) -> Non
     with pytest.raises(RunInterruptedError, match=f"step {EPOCH + 1}") as caught:
         run(corner, tmp_path, Stopped())
     assert caught.value.exit_code == 130
+class Strided(Recorded):
+    """A training that notes the output strides that it trains and validates at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[int] = []
+        self.validated: set[int] = set()
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        self.trained.append(self.network.backbone.output_stride)
+        return super().training_step(batch, batch_index)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        self.validated.add(self.network.backbone.output_stride)
+        super().validation_step(batch, batch_index)
+
+
     assert "again" in str(caught.value)
