@@ -100,9 +100,6 @@ class Training(lightning.LightningModule):
         Answers each batch as well, for the objective's loss towards it.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         architecture: Architecture,
@@ -118,12 +115,13 @@ class Training(lightning.LightningModule):
         self.objective = objective or Objective()
         self.teacher = teacher
         self.confusion = MulticlassConfusionMatrix(architecture.classes, ignore_index=IGNORED, validate_args=False)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        # No buffers, since a running average of the weights takes those in, and rounds them a little each time.
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     def normalise(self, image: Tensor) -> Tensor:
         """Bring pixels, (N, C, H, W) on the scale 0-255, to what the network sees."""
-        return ((image - self.mean) / self.std).to(memory_format=torch.channels_last)
+        mean, std = self.mean.to(image.device), self.std.to(image.device)
+        return ((image - mean) / std).to(memory_format=torch.channels_last)
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:  # noqa: ARG002
         """Set the output stride that holds at this step, which a resumed training may enter anywhere."""

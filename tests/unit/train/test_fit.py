@@ -256,6 +256,15 @@ def test_training_ends_early_with_the_best_weights(corner: Pair, tmp_path: Path,
     for _ in range(2):
         again = Standing(steps=steps)
         weights = run(corner, tmp_path, again, conduct=Conduct(patience=1, quiet=True), validate=True)
+def test_an_average_leaves_the_normalisation_as_it_was(corner: Pair, tmp_path: Path) -> None:
+    training, image = fresh(), torch.full((1, 3, 4, 4), 100.0)
+    before = training.normalise(image)
+
+    run(corner, tmp_path, training, conduct=Conduct(ema_decay=0.993, quiet=True))
+
+    assert torch.equal(training.normalise(image), before)
+
+
         assert again.seen == []
         assert all(torch.equal(weights[name], tensor) for name, tensor in kept.items())
 
