@@ -437,7 +437,6 @@ def calibrate_model(
     layer: Layer = None,
     config: Config = None,
     bands: Bands = None,
-    views: Views = None,
     device: Device = None,
     precision: Precision = None,
     nodata_policy: NodataPolicy = None,
@@ -454,7 +453,6 @@ def calibrate_model(
 
     given = {
         "bands": bands,
-        "views": views,
         "device": device,
         "precision": precision,
         "nodata_policy": nodata_policy,

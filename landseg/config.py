@@ -426,7 +426,7 @@ class OptimisationConfig(Strict):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     tensorboard: bool = Field(False, description="log for TensorBoard too, which must be installed")
     checkpoint_every: int = Field(100, ge=1, description="steps between checkpoints to resume from, and validations")
-    seed: int = 1
+    seed: int = Field(1, ge=0, lt=2**32, description="of weights, chips and blocks")
 
     @model_validator(mode="after")
     def _something_counts(self) -> Self:

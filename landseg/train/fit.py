@@ -3,18 +3,20 @@
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets import stack_samples
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -24,7 +26,7 @@ from landseg.train.augment import CutMix
 from landseg.train.evaluate import Scores
 from landseg.train.labels import IGNORED
 from landseg.train.losses import Objective
-from landseg.train.samples import Sites, Source
+from landseg.train.samples import Sample, Sites, Source
 from landseg.train.teacher import Teacher
 
 OptimiserName = Literal["adamw", "sgd"]
@@ -36,6 +38,9 @@ EXPECTED_WARNINGS = (
     # A training that is resumed finds its own folders.
     "Experiment logs directory",
     "Checkpoint directory .* exists and is not empty",
+    # The last epoch has the steps that are left.
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+    "You're resuming from a checkpoint that ended before the epoch ended",
 )
 """Beginnings of warnings that tell users nothing."""
 
@@ -100,9 +105,6 @@ class Training(lightning.LightningModule):
         Answers each batch as well, for the objective's loss towards it.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(
         self,
         architecture: Architecture,
@@ -118,12 +120,13 @@ class Training(lightning.LightningModule):
         self.objective = objective or Objective()
         self.teacher = teacher
         self.confusion = MulticlassConfusionMatrix(architecture.classes, ignore_index=IGNORED, validate_args=False)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        # No buffers, since a running average of the weights takes those in, and rounds them a little each time.
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
 
     def normalise(self, image: Tensor) -> Tensor:
         """Bring pixels, (N, C, H, W) on the scale 0-255, to what the network sees."""
-        return ((image - self.mean) / self.std).to(memory_format=torch.channels_last)
+        mean, std = self.mean.to(image.device), self.std.to(image.device)
+        return ((image - mean) / std).to(memory_format=torch.channels_last)
 
     def on_train_batch_start(self, batch: Any, batch_index: int) -> None:  # noqa: ARG002
         """Set the output stride that holds at this step, which a resumed training may enter anywhere."""
@@ -132,10 +135,14 @@ class Training(lightning.LightningModule):
             coarse = self.global_step < self.schedule.coarse_steps
             self.network.backbone.set_output_stride(max(fine, 16) if coarse else fine)
 
-    def on_train_end(self) -> None:
-        """Leave the network at its own output stride, also when the coarse steps were the last."""
+    def on_validation_start(self) -> None:
+        """Validate the network that there will be, at its own output stride."""
         if self.schedule.coarse_steps:
             self.network.backbone.set_output_stride(self.network.architecture.output_stride)
+
+    def on_train_end(self) -> None:
+        """Leave the network at its own output stride, also when the coarse steps were the last."""
+        self.on_validation_start()
 
     def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:  # noqa: ARG002
         """Compute the loss of a batch of samples (see `landseg.train.samples`)."""
@@ -180,6 +187,24 @@ class Training(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+@dataclass(frozen=True, eq=False)
+class _Epoch(Dataset[Sample]):
+    """The training batches of an epoch, each varied by a seed of its own, whichever process makes it and when."""
+
+    dataset: Dataset[Sample]
+    places: list[list[Any]]
+    seeds: list[int]
+    collate: Callable[[list[Sample]], Sample]
+
+    def __getitem__(self, index: int) -> Sample:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seeds[index])
+            return self.collate([self.dataset[place] for place in self.places[index]])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
 class Chips(lightning.LightningDataModule):
     """Random chips; which ones, and how they are varied, follows from the seed and the epoch alone.
 
@@ -190,7 +215,7 @@ class Chips(lightning.LightningDataModule):
     validation
         What is looked at after each epoch and not trained on.
     batch, batches
-        Chips per batch, batches per epoch.
+        Chips per batch, batches per epoch; a training's last epoch has those that are left.
     workers
         Processes that read and augment.
     seed
@@ -221,31 +246,36 @@ class Chips(lightning.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Make the loader of the coming epoch."""
-        epoch, rank = (0, 0) if self.trainer is None else (self.trainer.current_epoch, self.trainer.global_rank)
+        epoch, rank, batches = 0, 0, self.batches
+        if self.trainer is not None:
+            epoch, rank = self.trainer.current_epoch, self.trainer.global_rank
+            batches = min(batches, self.trainer.max_steps - epoch * batches)
         # A training that resumes at an epoch's start must draw what an uninterrupted one draws there; and each of
         # several GPUs chips of its own.
-        seed = self.seed + epoch + rank * 2**20
-        lightning.seed_everything(seed, verbose=False)
-        places = self.training.draw(self.batch * self.batches)
-        generator = torch.Generator().manual_seed(seed)
-        return self._loader(self.training.dataset, places, self.cutmix, generator)
+        own, *seeds = np.random.SeedSequence(self.seed, spawn_key=(epoch, rank)).generate_state(1 + batches).tolist()
+        torch.manual_seed(own)
+        # All at once: dropout draws from torch's global generator too.
+        places = list(self.training.draw(batches * self.batch))
+        grouped = [places[start : start + self.batch] for start in range(0, len(places), self.batch)]
+        collate = CutMix(self.cutmix) if self.cutmix else stack_samples
+        return DataLoader(
+            _Epoch(self.training.dataset, grouped, seeds, collate),
+            batch_size=None,
+            num_workers=self.workers,
+            # Else each iterator would take a number from the global one, and a training that resumes makes fewer.
+            generator=torch.Generator(),
+        )
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Make the loader of the validation."""
         if self.validation is None:
             raise ValueError("there is nothing to validate with")
-        return self._loader(self.validation.dataset, self.validation.places)
-
-    def _loader(
-        self, dataset: Any, places: Any, cutmix: float = 0.0, generator: torch.Generator | None = None
-    ) -> DataLoader[Any]:
         return DataLoader(
-            dataset,
+            self.validation.dataset,
             batch_size=self.batch,
-            sampler=places,
+            sampler=self.validation.places,
             num_workers=self.workers,
-            collate_fn=CutMix(cutmix) if cutmix else stack_samples,
-            generator=generator,
+            collate_fn=stack_samples,
         )
 
 
@@ -370,6 +400,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         raise RunInterruptedError(
             f"training stopped at step {trainer.global_step}", "run it again to go on from the last checkpoint"
         ) from leaving
+    if data.validation is None and trainer.global_step % data.batches:
+        trainer.save_checkpoint(last)
     if not trainer.is_global_zero:
         # The first process alone writes what comes of it.
         sys.exit()

@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchgeo.datasets import ChesapeakeCVPR, DeepGlobeLandCover, GeoDataset, LandCoverAI, LoveDA, stack_samples
-from torchgeo.samplers import RandomGeoSampler
 
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import LandClass, Legend
@@ -29,6 +28,7 @@ from landseg.train.augment import SMALLER_CHIPS, Augmentation
 from landseg.train.evaluate import HALO_PX, Block
 from landseg.train.labels import IGNORED, LabelCodes
 from landseg.train.samples import ModelInput, Pair, Sites, Source, mean_and_std, open_pairs
+from landseg.train.splits import EvenGeoSampler
 
 Split = Literal["training", "validation", "test"]
 
@@ -442,8 +442,8 @@ def open_split(
     return Source(chips, partial(RandomCrops, chips, chip_px=read_px))
 
 
-def _draw_from_scenes(scenes: GeoDataset, chip_px: int, length: int) -> RandomGeoSampler:
-    sampler = RandomGeoSampler(scenes, size=chip_px, length=length)
+def _draw_from_scenes(scenes: GeoDataset, chip_px: int, length: int) -> EvenGeoSampler:
+    sampler = EvenGeoSampler(scenes, chip_px, length)
     if not sampler.bounds:
         raise TrainingDataError(f"no scene with labels is as large as a chip of {chip_px} px", SMALLER_CHIPS)
     return sampler

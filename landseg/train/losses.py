@@ -52,6 +52,8 @@ class Objective:
         Tensor
             Scalar; 0 where nothing is labelled or taught.
         """
+        # Sums over as many pixels would be lost in 16 bits.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = logits.new_zeros(())
         if self.cross_entropy:
             weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
@@ -155,7 +157,8 @@ def lovasz_softmax(logits: Tensor, mask: Tensor) -> Tensor:
     losses = []
     for channel in present:
         errors, order = (truth[:, channel] - probabilities[:, channel]).abs().sort(descending=True)
-        losses.append(errors @ _jaccard_steps(truth[order, channel]))
+        # A matrix product would be computed in 16 bits where precision is mixed.
+        losses.append((errors * _jaccard_steps(truth[order, channel])).sum())
     return torch.stack(losses).mean()
 
 

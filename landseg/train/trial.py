@@ -81,7 +81,8 @@ def calibrate(
 
     It is fitted to single chips, each on its core, and not to their blend, which would have to be made anew for every
     temperature. Blending averages calibrated probabilities and so lowers confidence a little: on the demo's scene the
-    best temperatures of chips and map are 0.01 apart.
+    best temperatures of chips and map are 0.01 apart. For the same reason it is fitted to one view, whatever
+    ``config.views`` says: a run averages what the temperature made of each.
 
     The card keeps its figures, but for those that tell of confidence: they were the former temperature's.
 
@@ -104,7 +105,8 @@ def calibrate(
     check_replaceable(out, overwrite=overwrite)
     bundle = read_bundle(model)
     untempered = replace(bundle, card=replace(bundle.card, temperature=1.0))
-    plan = replace(_plan(model, scene, config), bundle=untempered)
+    single = (config or RunConfig()).model_copy(update={"views": 1})
+    plan = replace(_plan(model, scene, single), bundle=untempered)
     codes = label_codes(label_values, bundle.card.legend)
     read = open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
     temperature = round(fit_temperature(_labelled_chips(plan, read, on_progress)), 4)

@@ -220,6 +220,21 @@ def test_evaluate_and_calibrate_read_a_scene_as_run_does(
     assert temperatures[0] == temperatures[1]
 
 
+def test_a_temperature_is_for_one_view(landseg: Landseg, corner: Pair, tmp_path: Path) -> None:
+    options = tmp_path / "options.yaml"
+    options.write_text("views: 2")
+    arguments = ("models", "calibrate", "pspnet-r18-dubai", "--scene", corner.scene, "--labels", corner.labels)
+    arguments += ("--label-values", "0=building,1=land,2=road,3=vegetation,4=water", "--quiet")
+
+    for name, given in (("one", ()), ("two", ("--config", options))):
+        outcome = landseg(*arguments, "--out", tmp_path / name, *given)
+        assert outcome.code == 0, outcome.err
+    assert landseg(*arguments, "--out", tmp_path / "three", "--views", "2").code == 2
+
+    one, two = (read_bundle(str(tmp_path / name)).card.temperature for name in ("one", "two"))
+    assert one == two < 20
+
+
 def test_labels_that_can_t_be_read_are_told_before_the_work(
     landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path
 ) -> None:

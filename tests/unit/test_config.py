@@ -342,6 +342,12 @@ def test_names_that_are_no_folder_names_are_refused(file: Path, name: str) -> No
     assert f"'name' is {name!r}" in refusal(file, training(name=name), TrainConfig).what
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_are_none_are_refused(file: Path, seed: int) -> None:
+    said = refusal(file, training(optimisation={"steps": 10, "seed": seed}), TrainConfig)
+    assert "optimisation.seed" in str(said)
+
+
 def test_training_preset_loads() -> None:
     config = load_config(DUBAI, TrainConfig)
 

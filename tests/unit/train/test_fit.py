@@ -59,20 +59,27 @@ class Recorded(Training):
 
 
 def run(
-    corner: Pair, folder: Path, training: Recorded, seed: int = 1, conduct: Conduct = QUIET, *, validate: bool = False
+    corner: Pair,
+    folder: Path,
+    training: Recorded,
+    seed: int = 1,
+    conduct: Conduct = QUIET,
+    *,
+    validate: bool = False,
+    epoch: int = EPOCH,
 ) -> dict[str, Tensor]:
     vary = Augmentation(scale=1.25)
     splits = open_splits([corner], CODES, ModelInput(1.0), chip_px=48, read_px=vary.read_px(48), vary=vary)
     seen = open_splits([corner], CODES, ModelInput(1.0), chip_px=48).training
     sites = Sites(seen, GridGeoSampler(seen, size=48, stride=48))
     source = Source(splits.training, splits.training_sampler)
-    data = Chips(source, sites if validate else None, batch=2, batches=EPOCH, workers=0, seed=seed)
+    data = Chips(source, sites if validate else None, batch=2, batches=epoch, workers=0, seed=seed)
     return fit(training, data, folder, conduct).state_dict()
 
 
-def fresh(fails_at: int | None = None) -> Recorded:
+def fresh(fails_at: int | None = None, steps: int = STEPS) -> Recorded:
     torch.manual_seed(0)
-    return Recorded(fails_at)
+    return Recorded(fails_at, steps)
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +163,59 @@ def test_a_finished_training_is_not_trained_further(
 def test_another_seed_draws_other_chips(
     corner: Pair, tmp_path: Path, straight: tuple[Path, Recorded, dict[str, Tensor]]
 ) -> None:
-    other = fresh(fails_at=1)
-    with pytest.raises(OSError, match="power cut"):
-        run(corner, tmp_path, other, seed=2)
+    other = fresh()
 
-    assert not torch.equal(other.seen[0], straight[1].seen[0])
+    run(corner, tmp_path, other, seed=2)
+
+    # Nor in another epoch, which would make the networks of an ensemble alike.
+    mine, theirs = ({chip.numpy().tobytes() for chip in torch.cat(one.seen)} for one in (other, straight[1]))
+    assert mine.isdisjoint(theirs)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")
+def test_chips_follow_from_the_seed_whoever_reads_them(corner: Pair) -> None:
+    vary = Augmentation(scale=1.25)
+    splits = open_splits([corner], CODES, ModelInput(1.0), chip_px=48, read_px=vary.read_px(48), vary=vary)
+    source = Source(splits.training, splits.training_sampler)
+
+    def drawn(workers: int) -> tuple[list[dict[str, Tensor]], Tensor]:
+        batches = []
+        for batch in Chips(source, batch=2, batches=4, workers=workers, seed=1, cutmix=0.5).train_dataloader():
+            batches.append(batch)
+            torch.rand(8)  # as dropout does
+        return batches, torch.rand(8)
+
+    (expected, dropout), *others = (drawn(workers) for workers in (0, 1, 2))
+
+    for batches, draws in others:
+        assert torch.equal(draws, dropout)
+        for one, other in zip(batches, expected, strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in ("image", "mask"))
+
+
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize(("steps", "conduct"), [(4, Conduct(ema_decay=0.9, quiet=True)), (5, QUIET)])
+def test_steps_that_are_no_whole_epoch_are_validated_and_kept_too(
+    steps: int, conduct: Conduct, validate: bool, corner: Pair, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    training = fresh(steps=steps)
+    expected = run(corner, whole, training, conduct=conduct, validate=validate, epoch=3)
+    assert len(training.seen) == steps
+    assert len(logged(whole, "val_miou")) == (2 if validate else 0)
+    again = fresh(steps=steps)
+    kept = run(corner, whole, again, conduct=conduct, validate=validate, epoch=3)
+    with pytest.raises(OSError, match="power cut"):
+        run(corner, cut, fresh(steps - 1, steps), conduct=conduct, validate=validate, epoch=3)
+    resumed = fresh(steps=steps)
+
+    weights = run(corner, cut, resumed, conduct=conduct, validate=validate, epoch=3)
+
+    assert (len(again.seen), len(resumed.seen)) == (0, steps - 3)
+    for name, tensor in expected.items():
+        assert torch.equal(kept[name], tensor)
+        assert torch.equal(weights[name], tensor)
+    assert logged(cut, "val_miou") == logged(whole, "val_miou")
 
 
 class Watched(Recorded):
@@ -199,6 +254,15 @@ def test_the_average_of_the_weights_is_what_is_kept(corner: Pair, tmp_path: Path
     # And so it is when a training that has ended is called again.
     again = run(corner, tmp_path, fresh(), conduct=Conduct(ema_decay=0.9, quiet=True))
     assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
+
+
+def test_an_average_leaves_the_normalisation_as_it_was(corner: Pair, tmp_path: Path) -> None:
+    training, image = fresh(), torch.full((1, 3, 4, 4), 100.0)
+    before = training.normalise(image)
+
+    run(corner, tmp_path, training, conduct=Conduct(ema_decay=0.993, quiet=True))
+
+    assert torch.equal(training.normalise(image), before)
 
 
 def test_a_validated_and_averaged_training_resumes_to_the_same_weights(corner: Pair, tmp_path: Path) -> None:
@@ -285,14 +349,33 @@ def test_first_steps_are_coarse_also_when_resumed() -> None:
     assert sides == [6, 6, 12, 12, 6]
 
 
+class Strided(Recorded):
+    """A training that notes the output strides that it trains and validates at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[int] = []
+        self.validated: set[int] = set()
+
+    def training_step(self, batch: dict[str, Tensor], batch_index: int) -> Tensor:
+        self.trained.append(self.network.backbone.output_stride)
+        return super().training_step(batch, batch_index)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_index: int) -> None:
+        self.validated.add(self.network.backbone.output_stride)
+        super().validation_step(batch, batch_index)
+
+
 def test_a_training_whose_steps_were_all_coarse_gives_a_network_of_its_own_stride(corner: Pair, tmp_path: Path) -> None:
-    training = fresh()
+    torch.manual_seed(0)
+    training = Strided()
     training.network = PSPNet(Architecture(bins=(1,), stem="7x7"), auxiliary=True)
     training.schedule = replace(training.schedule, steps=EPOCH, coarse_steps=EPOCH)
 
-    run(corner, tmp_path, training)
+    run(corner, tmp_path, training, validate=True, epoch=1)
 
-    assert len(training.seen) == EPOCH
+    assert training.trained == [16] * EPOCH
+    assert training.validated == {8}
     with torch.inference_mode():
         assert training.network.eval().backbone(torch.zeros(1, 3, 96, 96))[-1].shape[-1] == 12
 

@@ -464,6 +464,18 @@ def test_tiles_are_resampled(make_tree: MakeTree) -> None:
     assert len(whole_images(source, side=SIDE // 2)) == 2
 
 
+def test_places_in_tiles_are_drawn_evenly(tmp_path: Path) -> None:
+    # One tile has a single place for a chip, the other 89 x 89.
+    for split, sides in (("train", (56, 144)), ("val", (56,)), ("test", (56,))):
+        write_chesapeake(tmp_path, split, [sample("chesapeake", 1, side) for side in sides])
+    source = Tree("chesapeake", tmp_path, {}).open("training", chip_px=56)
+
+    torch.manual_seed(0)
+    lefts = [x.start for x, _, _ in source.draw(2000)]
+
+    assert sum(left < 455_000 for left in lefts) < 10
+
+
 def test_pixels_without_data_are_not_measured() -> None:
     image = torch.full((2, 3, 8, 8), torch.nan)
     image[0], image[1, :, :, :4] = 10.0, 40.0

@@ -160,3 +160,22 @@ def test_a_perfect_answer_costs_next_to_nothing_and_a_wrong_one_much(objective: 
 
     assert objective(50 * truth, mask).item() == pytest.approx(0, abs=1e-6)
     assert objective(-50 * truth, mask).item() > 0.9
+
+
+@pytest.mark.parametrize("name", ["dice", "lovasz"])
+def test_mixed_precision_does_not_reach_the_losses(name: str) -> None:
+    logits = torch.randn(2, CLASSES, 64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    mask = torch.randint(CLASSES, (2, 64, 64), generator=torch.Generator().manual_seed(1))
+    objective = Objective(cross_entropy=0.0, **{name: 1.0})
+
+    def slope(leaf: Tensor) -> Tensor:
+        objective(leaf.requires_grad_(), mask).backward()
+        assert leaf.grad is not None
+        return leaf.grad.float()
+
+    expected = slope(logits.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = slope(logits.clone())
+
+    # But for the last rounding, to what the logits are.
+    assert (found - expected).norm() < 2**-8 * expected.norm()
