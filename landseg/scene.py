@@ -619,6 +619,9 @@ def _warp_options(
         # Whether a value that is nodata counts where another band holds data, as it does on the scene's own grid.
         "UNIFIED_SRC_NODATA": "YES" if nodata_policy == "all" else "NO",
     }
+    if resampling == Resampling.nearest:
+        # GDAL reckons places approximately, by the window that is read, and at a pixel's edge a little decides.
+        options["tolerance"] = 1e-6
     if len(set(info.dtypes)) > 1:
         # Else it is one that holds the values of all bands, also of those that are not read.
         options["dtype"] = str(info.dtype(bands))

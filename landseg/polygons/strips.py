@@ -9,8 +9,10 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from rasterio.enums import MaskFlags
+from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
+from landseg.errors import SceneError
 from landseg.polygons.compiled import kernel
 
 PIXELS_AT_ONCE = 2**21
@@ -52,15 +54,27 @@ class Strips:
         return _labels(self.read(strip, 1), self.values)
 
     def read(self, strip: int, band: int) -> NDArray[Any]:
-        """Read the values of a band, (n, cols); where the file has a mask of its own, masked ones are nodata."""
+        """Read the values of a band, (n, cols); where the file has a mask of its own, masked ones are nodata.
+
+        Raises
+        ------
+        SceneError
+            If they can't be read.
+        """
         first = strip * self.rows
         window = Window(0, first, self.shape[1], min(self.rows, self.shape[0] - first))
-        # A file that stays open would fill GDAL's cache with blocks of other strips.
-        with rasterio.open(self.raster) as file:
-            pixels: NDArray[Any] = file.read(band, window=window)
-            if not has_mask(file, band):
-                return pixels
-            return np.where(file.read_masks(band, window=window), pixels.astype(np.float64), np.nan)
+        try:
+            # A file that stays open would fill GDAL's cache with blocks of other strips.
+            with rasterio.open(self.raster) as file:
+                pixels: NDArray[Any] = file.read(band, window=window)
+                if not has_mask(file, band):
+                    return pixels
+                return np.where(file.read_masks(band, window=window), pixels.astype(np.float64), np.nan)
+        except RasterioError as error:
+            raise SceneError(
+                f"{self.raster} can't be read at rows {first} to {first + window.height}: the file is damaged",
+                str(error.__cause__ or error),
+            ) from error
 
 
 def has_mask(file: Any, band: int) -> bool:

@@ -125,6 +125,15 @@ def test_a_raster_that_is_not_there(landseg: Landseg, tmp_path: Path) -> None:
     assert (tmp_path / "map.gpkg").read_text() == "precious"
 
 
+def test_a_damaged_raster(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
+    raster = make_scene(np.random.default_rng(1).integers(1, 4, (1, 300, 300), np.uint8), "cut.tif", colours=None)
+    with raster.open("r+b") as file:
+        file.truncate(raster.stat().st_size // 2)
+    outcome = landseg("polygonize", raster, "--out", tmp_path / "map.gpkg")
+    assert outcome.code == 3
+    assert "can't be read at rows 0 to 300: the file is damaged" in outcome.err
+
+
 def test_degrees_are_measured_in_metres(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     coarse = rng.integers(1, 4, (12, 12), np.uint8)

@@ -93,6 +93,21 @@ def test_neither_strips_nor_the_order_of_maps_matter(overlapping: Any, rule: Mer
         assert (merged(parts[::-1], rule, strip_rows) == expected).all()
 
 
+def test_strips_do_not_matter_in_another_zone_either(tmp_path: Path, legend: Legend) -> None:
+    random = np.random.default_rng(5)
+    labels = random.choice(np.array([2, 5, 7], np.uint8), (700, 700))
+    path = write_map(tmp_path / "zone40.tif", labels, random.integers(1, 100, labels.shape), legend, ORIGIN)
+    parts = [Part("zone40", path)]
+    zone39 = CRS.from_epsg(32639)
+    left, bottom, right, top = (round(side) for side in describe_scene(str(path)).grid.bounds_in(zone39))
+    grid = Grid((top - bottom, right - left), Affine(1, 0, left, 0, -1, top), zone39)
+    whole, strips = (
+        np.concatenate([np.stack(rows) for rows in merge_rows(parts, grid, "most-confident", strip_rows)], axis=1)
+        for strip_rows in (grid.shape[0], 100)
+    )
+    assert (strips == whole).all()
+
+
 def open_rasters(folder: Path) -> list[str]:
     """Name the rasters of a folder that this process holds open."""
     held = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
