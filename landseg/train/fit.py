@@ -1,6 +1,7 @@
 """The training loop, run by Lightning, resumable after an interruption."""
 
 import logging
+import pickle
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets import stack_samples
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from landseg.errors import ResourceError, RunInterruptedError, UsageError
+from landseg.errors import ResourceError, RunInterruptedError, TrainingDataError, UsageError
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import CutMix
 from landseg.train.evaluate import Scores
@@ -333,6 +334,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
         If there are fewer GPUs than asked for.
     UsageError
         If TensorBoard is asked for and not installed.
+    TrainingDataError
+        If the checkpoint to go on from is damaged.
     RunInterruptedError
         On Ctrl-C.
     """
@@ -410,7 +413,7 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
 
 def _has_ended(checkpoint: Path, steps: int, stop: EarlyStopping | None) -> bool:
     """Tell whether a training did all its steps or ran out of patience; Lightning would go on from the latter."""
-    state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+    state = _read(checkpoint)
     if state["global_step"] >= steps:
         return True
     going_on = EarlyStoppingReason.NOT_STOPPED.value
@@ -419,5 +422,15 @@ def _has_ended(checkpoint: Path, steps: int, stop: EarlyStopping | None) -> bool
 
 def _restored(training: Training, checkpoint: Path) -> PSPNet:
     """Give the network the weights of a checkpoint, averaged ones if the training averages."""
-    training.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu")["state_dict"])
+    training.load_state_dict(_read(checkpoint)["state_dict"])
     return training.network
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingDataError(
+            f"the checkpoint {checkpoint} is damaged", f"delete {checkpoint.parent} to begin the training anew"
+        ) from error
+    return state

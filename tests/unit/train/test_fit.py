@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torchgeo.samplers import GridGeoSampler
 
-from landseg.errors import RunInterruptedError
+from landseg.errors import RunInterruptedError, TrainingDataError
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import Augmentation
 from landseg.train.fit import Chips, Conduct, Schedule, Training, fit
@@ -158,6 +158,16 @@ def test_a_finished_training_is_not_trained_further(
 
     assert again.seen == []
     assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("left", [0, 10_000])
+def test_a_damaged_checkpoint_is_told(corner: Pair, tmp_path: Path, left: int) -> None:
+    last = tmp_path / "checkpoints/last.ckpt"
+    run(corner, tmp_path, fresh(steps=EPOCH))
+    with last.open("r+b") as file:
+        file.truncate(left)
+    with pytest.raises(TrainingDataError, match="last.ckpt is damaged"):
+        run(corner, tmp_path, fresh())
 
 
 def test_another_seed_draws_other_chips(
