@@ -74,7 +74,7 @@ class MapFile:
     geometry, polygons
         Shapes of the layer, and the fields that they have.
     classes
-        The table ``class_areas``.
+        The table ``class_areas``, its figures summed up anew from the polygons.
     crs
         Of the polygons.
     manifest
@@ -127,6 +127,7 @@ def read_map(path: Path) -> MapFile:
     shapes = shapely.from_wkb(geometry)
     polygons = pd.DataFrame(dict(zip(header["fields"], columns, strict=True)))
     _check_polygons(path, shapes, polygons, classes)
+    classes = _summed_up(path, polygons, classes)
     manifest = read_manifest(path.with_suffix(".json"))
     return MapFile(
         path,
@@ -140,7 +141,7 @@ def read_map(path: Path) -> MapFile:
 
 
 def _check_polygons(path: Path, shapes: NDArray[np.object_], polygons: pd.DataFrame, classes: pd.DataFrame) -> None:
-    """Refuse what an edited map may hold and a page can't show, and say where its table of areas is another map's."""
+    """Refuse what an edited map may hold and a page can't show."""
     if (shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON).any():
         raise InputError(f"{path} holds more than single polygons", "split them up: Multipart to singleparts in QGIS")
     strange = ~polygons["class_id"].isin(classes["class_id"]) | polygons["area_m2"].isna()
@@ -149,9 +150,20 @@ def _check_polygons(path: Path, shapes: NDArray[np.object_], polygons: pd.DataFr
             f"{path}: no area_m2, or no class_id that {CLASS_AREAS} names, has {counted(count, 'polygon')}",
             "fill them in, in QGIS for example",
         )
-    counts = polygons["class_id"].value_counts().reindex(classes["class_id"], fill_value=0)
-    if (counts.to_numpy() != classes["polygons"].to_numpy()).any():
-        log.warning("the polygons of %s were changed; areas and shares are those of the map as it was made", path)
+
+
+def _summed_up(path: Path, polygons: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:
+    """Give the table of classes with what their polygons sum up to, and say where an edit has made that another."""
+    areas = polygons.groupby("class_id")["area_m2"]
+    sums = areas.agg(polygons="size", area_m2="sum").reindex(classes["class_id"], fill_value=0).reset_index(drop=True)
+    # Far less than a pixel; the order of the sum is worth some 1e-13.
+    if not np.allclose(sums, classes[list(sums)], rtol=1e-10, atol=0):
+        log.warning(
+            "the polygons of %s were changed: the page sums up their area_m2 as it stands, %s is of the map as it was",
+            path,
+            CLASS_AREAS,
+        )
+    return classes.assign(**sums, share=sums["area_m2"] / sums["area_m2"].sum())
 
 
 def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> None:

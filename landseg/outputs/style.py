@@ -46,6 +46,12 @@ MAP_TIP = """<b>[% "class_name" %]</b><br>
 [% coalesce('confidence ' || round("confidence") || ' %', '') %]"""
 """What QGIS shows where the pointer rests; text between [% and %] is an expression of QGIS."""
 
+CLASS_NAME = 'represent_value("class_id")'
+"""The expression by which QGIS fills ``class_name`` anew at each edit: the name that it shows for the id."""
+
+DERIVED = ("class_name", "area_m2", "confidence", "perimeter_m")
+"""Fields that QGIS shows in forms and tables, and lets no one type into."""
+
 # Outlines are a shade darker than the fill: they hide the seams that antialiasing leaves between neighbours,
 # and stay quiet where a large map has many small faces.
 OUTLINE_SHADE = 0.88
@@ -87,10 +93,10 @@ def write_style(path: Path, legend: Legend, styled: Styled = "polygons") -> None
 def qml(legend: Legend) -> str:
     """Write a style for QGIS 3.22 and later that fits both the polygons and the raster.
 
-    QGIS loads ``landuse.qml`` by itself for every layer whose file is called ``landuse``; polygons take the renderer
-    and the fields from it, a raster takes the palette.
+    QGIS loads ``landuse.qml`` by itself for every layer whose file is called ``landuse``; polygons take the renderer,
+    the fields and the form from it, a raster takes the palette.
     """
-    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology|Fields|MapTips")
+    root = ET.Element("qgis", version="3.22.0", styleCategories="Symbology|Fields|Forms|MapTips")
     add_polygon_style(root, legend)
     add_raster_style(root, legend)
     ET.SubElement(root, "layerGeometryType").text = "2"
@@ -106,7 +112,7 @@ def table_qml() -> str:
 
 
 def add_polygon_style(parent: ET.Element, legend: Legend) -> None:
-    """Add what colours polygons by ``class_id`` and shows their fields under readable names in QGIS."""
+    """Add what colours polygons by ``class_id``, shows their fields under readable names and edits them in QGIS."""
     renderer = ET.SubElement(
         parent,
         "renderer-v2",
@@ -126,6 +132,7 @@ def add_polygon_style(parent: ET.Element, legend: Legend) -> None:
         for name, value in _simple_fill(c).items():
             ET.SubElement(options, "Option", name=name, value=value, type="QString")
     _add_aliases(parent, COLUMNS)
+    _add_form(parent, legend)
     ET.SubElement(parent, "mapTip").text = MAP_TIP
 
 
@@ -154,6 +161,21 @@ def _add_aliases(parent: ET.Element, columns: Mapping[str, Column]) -> None:
     aliases = ET.SubElement(parent, "aliases")
     for index, (field, column) in enumerate(columns.items()):
         ET.SubElement(aliases, "alias", index=str(index), field=field, name=column.title)
+
+
+def _add_form(parent: ET.Element, legend: Legend) -> None:
+    """Let people choose a polygon's class by name: its id is stored, and ``class_name`` follows."""
+    field = ET.SubElement(ET.SubElement(parent, "fieldConfiguration"), "field", name="class_id")
+    config = ET.SubElement(ET.SubElement(field, "editWidget", type="ValueMap"), "config")
+    choices = ET.SubElement(ET.SubElement(config, "Option", type="Map"), "Option", name="map", type="List")
+    for c in legend:
+        choice = ET.SubElement(choices, "Option", type="Map")
+        ET.SubElement(choice, "Option", name=c.name, value=str(c.class_id), type="QString")
+    defaults = ET.SubElement(parent, "defaults")
+    ET.SubElement(defaults, "default", field="class_name", expression=CLASS_NAME, applyOnUpdate="1")
+    editable = ET.SubElement(parent, "editable")
+    for name in DERIVED:
+        ET.SubElement(editable, "field", name=name, editable="0")
 
 
 def _simple_fill(c: LandClass) -> dict[str, str]:

@@ -56,8 +56,11 @@ def tidiness_parameters():
     """Ask for a minimum area and a tolerance."""
     number = QgsProcessingParameterNumber
     return [
-        number("MIN_AREA", "Smaller polygons join a neighbour (m²; 0 keeps all)", number.Double, 0.0, minValue=0.0),
-        number("SIMPLIFY", "Straighten borders by at most (m; 0 does not)", number.Double, 0.0, minValue=0.0),
+        number(name, title, number.Double, None, optional=True, minValue=0.0)
+        for name, title in (
+            ("MIN_AREA", "Smaller polygons join a neighbour (m²; where not set, none does)"),
+            ("SIMPLIFY", "Straighten borders by at most (m; where not set, not at all)"),
+        )
     ]
 
 
@@ -65,9 +68,8 @@ def tidiness_arguments(algorithm, parameters, context):
     """Give minimum area and tolerance to landseg, if they were chosen."""
     arguments = []
     for name, option, unit in (("MIN_AREA", "--min-area", "m2"), ("SIMPLIFY", "--simplify", "m")):
-        value = algorithm.parameterAsDouble(parameters, name, context)
-        if value:
-            arguments += [option, f"{value}{unit}"]
+        if parameters.get(name) is not None:
+            arguments += [option, f"{algorithm.parameterAsDouble(parameters, name, context)}{unit}"]
     return arguments
 
 

@@ -42,7 +42,9 @@ class MapLandUse(LandsegAlgorithm):
         self.addParameter(model_parameter())
         for parameter in tidiness_parameters():
             self.addParameter(parameter)
-        options = QgsProcessingParameterFile("CONFIG", "File of more options", extension="yaml", optional=True)
+        options = QgsProcessingParameterFile(
+            "CONFIG", "File of options, for what is not set here", extension="yaml", optional=True
+        )
         options.setFlags(options.flags() | QgsProcessingParameterDefinition.FlagAdvanced)
         self.addParameter(options)
         self.addParameter(

@@ -1,5 +1,6 @@
 """The outputs in the real QGIS."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from landseg.model.bundle import DEFAULT_MODEL, read_bundle
 from landseg.outputs.style import SLD
 from landseg.run import OutputPaths
 from tests.conftest import Landseg
-from tests.e2e.real_qgis import look, needs_qgis
+from tests.e2e.real_qgis import PYTHON, in_qgis, look, needs_qgis
 
 pytestmark = needs_qgis
 
@@ -73,6 +74,29 @@ def test_fields_have_readable_names_and_are_explained(seen: dict[str, Any]) -> N
         "perimeter_m": "Perimeter (m)",
     }
     assert "area_m2: Square metres on the ellipsoid" in polygons["about"]
+
+
+def test_a_polygon_s_class_is_corrected_once_and_its_name_follows(
+    demo: tuple[OutputPaths, str], legend: Legend, tmp_path: Path
+) -> None:
+    path = Path(shutil.copy(demo[0].polygons, tmp_path))
+    before = geopandas.read_file(path, layer="landuse")
+    names = {c.class_id: c.name for c in legend}
+    assert (before.class_id[:2] != 5).all()
+    assert before.class_name[2] != "water"
+
+    done = in_qgis(tmp_path, PYTHON, Path(__file__).with_name("qgis_edit.py"), f"{path}|layername=landuse")
+
+    assert done.returncode == 0, done.stderr
+    form = json.loads(done.stdout)
+    assert form["widget"] == "ValueMap"
+    assert form["choices"] == [[c.name, str(c.class_id)] for c in legend]
+    assert form["read_only"] == ["class_name", "area_m2", "confidence", "perimeter_m"]
+    after = geopandas.read_file(path, layer="landuse")
+    # By the form, as by table and field calculator; a name alone is brought back to what the id says.
+    assert after.class_id[:3].tolist() == [5, 5, before.class_id[2]]
+    assert after.class_name[:3].tolist() == ["water", "water", names[before.class_id[2]]]
+    assert after.iloc[3:].equals(before.iloc[3:])
 
 
 def test_the_class_table_opens_too(seen: dict[str, Any], legend: Legend) -> None:

@@ -96,6 +96,17 @@ def test_map_land_use_on_the_demo_s_scene(process: Process, home: Path, pair: Pa
     assert layer.area_m2.min() >= 49.9
 
 
+def test_options_come_from_the_file_where_they_are_not_set(process: Process, home: Path, corner: Pair) -> None:
+    options = home / "options.yaml"
+    options.write_text("min_area: 500m2\nsimplify: 1m\n")
+    used = []
+    for given in ({}, {"MIN_AREA": 0}):
+        results_of(process("map_land_use", SCENE=corner.scene, CONFIG=options, OUTPUT=home / "corner.gpkg", **given))
+        config = json.loads((home / "corner.json").read_text())["properties"]["landseg:config"]
+        used.append((config["min_area"], config["simplify"]))
+    assert used == [(500, 1), (0, 1)]
+
+
 def test_polygonize_classes(process: Process, home: Path, pair: Pair) -> None:
     done = process("polygonize_classes", LABELS=pair.labels, MIN_AREA=1000, SIMPLIFY=2, OUTPUT=home / "labels.gpkg")
 

@@ -155,6 +155,14 @@ def test_figures_are_those_of_the_map(page: Page, demo: tuple[OutputPaths, str])
     assert DEFAULT_MODEL in page.locator("#provenance").inner_text()
 
 
+@pytest.mark.parametrize("width", [1600, 1400, 390])
+def test_names_of_the_unsure_stand_beside_their_swatches(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    heights = page.locator("#unsure button").evaluate_all("buttons => buttons.map((button) => button.offsetHeight)")
+    assert len(set(heights)) == 1
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+
+
 def test_it_follows_the_system_s_light_or_dark(page: Page) -> None:
     ground = picture_of(page, "header").reshape(-1, 3)
     dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")

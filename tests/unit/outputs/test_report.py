@@ -188,9 +188,19 @@ def test_polygons_of_several_parts_are_told(geopackage: Path) -> None:
 def test_an_edited_map_is_told_and_shown(geopackage: Path, caplog: pytest.LogCaptureFixture) -> None:
     edit(geopackage, "UPDATE landuse SET class_id = 300, confidence = NULL WHERE fid = 2")
     _, report = page_of(geopackage)
-    assert "were changed; areas and shares are those of the map as it was made" in caplog.text
+    assert "were changed: the page sums up their area_m2 as it stands" in caplog.text
+    assert [(c["area_m2"], c["share"], c["polygons"]) for c in report["classes"]] == [(100, 1, 2), (0, 0, 0)]
     # The polygon whose confidence is known still counts.
     assert sum(report["histogram"]) == pytest.approx(1)
+
+
+def test_classes_that_were_swapped_are_told_and_shown(geopackage: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read_map(geopackage)
+    assert not caplog.text
+    edit(geopackage, "UPDATE landuse SET class_id = 300 - class_id")
+    _, report = page_of(geopackage)
+    assert "were changed" in caplog.text
+    assert [(c["area_m2"], c["share"], c["polygons"]) for c in report["classes"]] == [(8, 0.08, 1), (92, 0.92, 1)]
 
 
 def test_what_is_no_map_is_refused(tmp_path: Path, landseg: Landseg) -> None:

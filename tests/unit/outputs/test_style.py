@@ -60,6 +60,19 @@ def test_qml_names_the_fields() -> None:
     }
 
 
+def test_qml_lets_people_choose_classes_by_name_in_legend_order() -> None:
+    root = ET.fromstring(qml(LEGEND))
+    assert "Forms" in root.get("styleCategories", "").split("|")
+    widget = root.find("fieldConfiguration/field[@name='class_id']/editWidget[@type='ValueMap']")
+    assert widget is not None
+    choices = [(o.get("value"), o.get("name")) for o in widget.findall("config/Option/Option/Option/Option")]
+    assert choices == [("4", 'trees <&> "shrubs"'), ("1", "building"), ("2", "Wälder")]
+    (default,) = root.findall("defaults/default")
+    assert (default.get("field"), default.get("applyOnUpdate")) == ("class_name", "1")
+    closed = {f.get("name") for f in root.findall("editable/field[@editable='0']")}
+    assert closed == set(COLUMNS) - {"class_id"}
+
+
 def test_qml_has_the_raster_s_palette_too() -> None:
     renderer = ET.fromstring(qml(LEGEND)).find("pipe/rasterrenderer")
     assert renderer is not None
