@@ -163,7 +163,7 @@ def _summed_up(path: Path, polygons: pd.DataFrame, classes: pd.DataFrame) -> pd.
             path,
             CLASS_AREAS,
         )
-    return classes.assign(**sums, share=sums["area_m2"] / sums["area_m2"].sum())
+    return classes.assign(**sums, share=sums["area_m2"] / (sums["area_m2"].sum() or 1))
 
 
 def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> None:

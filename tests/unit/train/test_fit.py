@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint_is_told(corner: Pair, tmp_path: Path, left: int) -
     run(corner, tmp_path, fresh(steps=EPOCH))
     with last.open("r+b") as file:
         file.truncate(left)
-    with pytest.raises(TrainingDataError, match="last.ckpt is damaged"):
+    with pytest.raises(TrainingDataError, match=r"last\.ckpt is damaged"):
         run(corner, tmp_path, fresh())
 
 
