@@ -240,7 +240,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                 dtype=str(np.result_type(*dtypes)),
                 band_names=_band_names(source),
                 validity=validity,
-                alpha=_alpha_band(source) if validity == "alpha" else None,
+                alpha=alpha_band(source) if validity == "alpha" else None,
                 files=files,
                 stamp=_stamp(path, files),
             )
@@ -339,10 +339,11 @@ def _validity(source: Any) -> Literal["alpha", "mask", "nodata", "none"]:
     if MaskFlags.nodata in flags:
         return "nodata"
     # GDAL heeds an alpha band in rasters of two or four bands alone, of uint8 or uint16.
-    return "none" if _alpha_band(source) is None else "alpha"
+    return "none" if alpha_band(source) is None else "alpha"
 
 
-def _alpha_band(source: Any) -> int | None:
+def alpha_band(source: Any) -> int | None:
+    """Give the number of an open raster's alpha band, the last if there are several."""
     alphas = [band for band, colour in enumerate(source.colorinterp, start=1) if colour == ColorInterp.alpha]
     return alphas[-1] if alphas else None
 

@@ -25,6 +25,7 @@ from rasterio.warp import transform_bounds
 
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
+from landseg.scene import alpha_band
 
 IGNORED = 255
 """Channel of pixels without a label; they take no part in losses and metrics."""
@@ -257,8 +258,11 @@ class RasterLabels:
         """
         try:
             # Opened anew each time: an open file must not pass on to the processes that load samples.
-            with rasterio.open(self.path) as raster, WarpedVRT(raster, **_warp_options(raster, grid)) as aligned:
-                values, valid = aligned.read(1), aligned.read_masks(1) != 0
+            with rasterio.open(self.path) as raster:
+                band = _validity_band(raster)
+                with WarpedVRT(raster, **_warp_options(raster, grid, band)) as aligned:
+                    values = aligned.read(1)
+                    valid = (aligned.read_masks(1) if band is None else aligned.read(band)) != 0
         except RasterioError as error:
             raise TrainingDataError(f"can't read {self.path}: {error}") from error
         indices, numbers = pd.factorize(values.ravel())
@@ -270,17 +274,30 @@ class RasterLabels:
         return file_stamp(self.path)
 
 
-def _warp_options(raster: Any, grid: Grid) -> dict[str, Any]:
-    flags = raster.mask_flag_enums[0]
-    return {
+def _validity_band(raster: Any) -> int | None:
+    """Say which band will tell what is valid, one more than there are if it has to be added; None where nodata does.
+
+    GDAL's own masks miss an alpha band that is not one of two or four, of uint8 or uint16.
+    """
+    if MaskFlags.nodata in raster.mask_flag_enums[0]:
+        return None
+    return alpha_band(raster) or raster.count + 1
+
+
+def _warp_options(raster: Any, grid: Grid, validity_band: int | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "crs": grid.crs,
         "transform": grid.transform,
         "height": grid.shape[0],
         "width": grid.shape[1],
         "resampling": Resampling.nearest,
-        # Without a nodata value the warper fills what lies beyond the raster with 0, which may be a class.
-        "add_alpha": MaskFlags.nodata not in flags and MaskFlags.alpha not in flags,
     }
+    if validity_band is None:
+        return options
+    if validity_band <= raster.count:
+        return options | {"src_alpha": validity_band, "dst_alpha": validity_band}
+    # Without a nodata value the warper fills what lies beyond the raster with 0, which may be a class.
+    return options | {"add_alpha": True}
 
 
 class VectorLabels:

@@ -11,6 +11,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.features import shapes
 
 from landseg.errors import TrainingDataError
@@ -213,6 +214,35 @@ def test_what_a_raster_declares_nodata_is_unknown_even_if_the_value_is_a_class(t
     found = channels(raster(tmp_path / "labels.tif", values, nodata=0))
 
     assert np.array_equal(found, drawn((np.s_[10:20], LAND)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bands"),
+    [("uint8", 1), ("uint8", 2), ("uint8", 5), ("int8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1)],
+)
+@pytest.mark.parametrize("kind", ["none", "mask", "alpha"])
+def test_ground_that_a_raster_masks_or_does_not_reach_is_unknown(
+    tmp_path: Path, dtype: str, bands: int, kind: str
+) -> None:
+    # 0 is a class here, and what the warper fills with.
+    valid = np.full((32, 48), kind == "none")
+    valid[:16] = True
+    data = np.ones((bands, 32, 48), dtype=dtype)
+    colours = [ColorInterp.gray] + [ColorInterp.undefined] * (bands - 1)
+    if kind == "alpha":
+        data, colours = np.concatenate([data, valid[None].astype(dtype) * 127]), [*colours, ColorInterp.alpha]
+    options = {"driver": "GTiff", "count": len(data), "height": 32, "width": 48, "dtype": dtype, "crs": UTM40}
+    path = tmp_path / "labels.tif"
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", transform=GRID.transform, photometric="MINISBLACK", **options) as file,
+    ):
+        file.colorinterp = colours
+        file.write(data)
+        if kind == "mask":
+            file.write_mask(valid)
+
+    assert np.array_equal(channels(path), drawn((np.s_[: 32 if kind == "none" else 16, :48], LAND)))
 
 
 def test_the_message_about_unknown_values_says_what_to_do() -> None:
