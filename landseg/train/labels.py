@@ -33,6 +33,9 @@ IGNORED = 255
 CLASS_COLUMN = "class_name"
 """Column of polygons that names their class, as landseg's own maps have it."""
 
+MANY_VALUES = 1000
+"""A file of more values than these that are no class holds measurements; further ones need not be counted."""
+
 Bounds = tuple[float, float, float, float]
 Value = int | str
 
@@ -86,7 +89,8 @@ class LabelCodes:
         more = f" and {len(unknown) - len(most)} more" if len(unknown) > len(most) else ""
         return TrainingDataError(
             f"{path} holds values that are no class: {', '.join(told)}{more}",
-            f"say what they mean in data.label_values, or add them to data.ignored_values: {most}",
+            "say what they mean: data.label_values, or --label-values; or that they are to have no class: "
+            f"--ignored-values, or data.ignored_values: {most}",
         )
 
     def _nearest(self, value: Value | float) -> str:

@@ -26,7 +26,7 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
 from landseg.train.augment import SMALLER_CHIPS
-from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
+from landseg.train.labels import IGNORED, MANY_VALUES, Bounds, LabelCodes, Labels, Value
 from landseg.train.samples import (
     ModelInput,
     Pair,
@@ -49,7 +49,6 @@ MOST_SHARED = 0.1
 """Part of a held-out scene's labels that may lie on or beside the training's: tiles often overlap a little."""
 
 _READ_PX = 1024
-_MANY_VALUES = 1000
 # In pixels; what rounding leaves of coordinates is far less.
 _TOLERANCE = 1e-6
 
@@ -385,7 +384,7 @@ def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes
                 continue
             reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
             unknown += reading.unknown
-            if len(unknown) > _MANY_VALUES:
+            if len(unknown) > MANY_VALUES:
                 break
             known = reading.channels != IGNORED
             if known.any() and not all_valid:

@@ -251,7 +251,10 @@ def test_the_message_about_unknown_values_says_what_to_do() -> None:
     assert error.what == (
         "zones.gpkg holds values that are no class: 255 (34,000 px), 'watr' (1,200 px; did you mean 'water'?)"
     )
-    assert error.hint == ("say what they mean in data.label_values, or add them to data.ignored_values: [255, 'watr']")
+    assert error.hint == (
+        "say what they mean: data.label_values, or --label-values; or that they are to have no class: "
+        "--ignored-values, or data.ignored_values: [255, 'watr']"
+    )
 
 
 @pytest.fixture
