@@ -67,6 +67,7 @@ CatalogRoot = Annotated[str, typer.Option("--catalog", help="catalog.json of the
 LabelValues = Annotated[
     str | None, typer.Option(help="what the labels' values mean, as 0=building,1=land; by default the class ids")
 ]
+IgnoredValues = Annotated[str | None, typer.Option(help="values in the labels that are to have no class, as 0,255")]
 
 
 DEFAULT_CATALOG = "data_catalog/catalog.json"
@@ -317,6 +318,7 @@ def evaluate(
     labels: Labels,
     model: Model = None,
     label_values: LabelValues = None,
+    ignored_values: IgnoredValues = None,
     class_column: ClassColumn = "class_name",
     layer: Layer = None,
     config: Config = None,
@@ -363,7 +365,15 @@ def evaluate(
         check_writable(figure, [figure], overwrite=overwrite)
     with terminal.show_progress(quiet) as on_progress:
         scores = trial.evaluate(
-            options.model, scene, labels, values, options, on_progress, class_column=class_column, layer=layer
+            options.model,
+            scene,
+            labels,
+            values,
+            options,
+            on_progress,
+            ignored_values=_ignored_values(ignored_values),
+            class_column=class_column,
+            layer=layer,
         )
     if figure is not None:
         draw_scores(scores, legend, figure)
@@ -384,6 +394,13 @@ def _label_values(text: str | None, names: tuple[str, ...]) -> dict[int | str, s
         if name.strip() not in names:
             raise UsageError(f"--label-values: the model has no class '{name}'", f"its classes: {', '.join(names)}")
         values[value.strip()] = name.strip()
+    return values
+
+
+def _ignored_values(text: str | None) -> tuple[str, ...]:
+    values = () if text is None else tuple(value.strip() for value in text.split(","))
+    if "" in values:
+        raise UsageError(f"--ignored-values: '{text}' is not of the form 0,255")
     return values
 
 
@@ -433,6 +450,7 @@ def calibrate_model(
     labels: Labels,
     out: Annotated[Path, typer.Option(help="folder of the bundle to write; its name is the model's")],
     label_values: LabelValues = None,
+    ignored_values: IgnoredValues = None,
     class_column: ClassColumn = "class_name",
     layer: Layer = None,
     config: Config = None,
@@ -468,6 +486,7 @@ def calibrate_model(
             out,
             values,
             _run_config(config, given),
+            ignored_values=_ignored_values(ignored_values),
             class_column=class_column,
             layer=layer,
             overwrite=overwrite,

@@ -35,6 +35,10 @@ from landseg.legend import LandClass, Legend
 EXTENDS = "extends"
 """Key of a configuration file that names the one it goes on from."""
 
+# Mappings whose keys are the user's: merged with another file's, they would say what neither says.
+_REPLACED = {"label_values", "class_weights", "min_area_of_class"}
+_NULL = "tag:yaml.org,2002:null"
+
 _MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
 _SQUARE_METRES = {"": 1.0, "m2": 1.0, "m²": 1.0, "a": 100.0, "ha": 1e4, "km2": 1e6, "km²": 1e6}
 _BYTES = {"": 1.0} | {
@@ -553,7 +557,8 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     """Read a YAML file into a checked configuration.
 
     A file may go on from another, which its key ``extends`` names from where it lies itself: its own keys come first,
-    also those within keys.
+    also those within keys. Lists, and mappings whose keys are the user's such as ``label_values``, are replaced whole;
+    null takes away what is inherited.
 
     Parameters
     ----------
@@ -612,9 +617,16 @@ def _put_over(below: yaml.Node, node: yaml.Node) -> yaml.Node:
     if not isinstance(below, yaml.MappingNode) or not isinstance(node, yaml.MappingNode):
         return node
     values = {key.value: value for key, value in below.value}
-    own = [(key, _put_over(values[key.value], value) if key.value in values else value) for key, value in node.value]
-    names = {key.value for key, _ in own}
-    return yaml.MappingNode(node.tag, [*(one for one in below.value if one[0].value not in names), *own])
+    own = {key.value for key, _ in node.value}
+    merged = [one for one in below.value if one[0].value not in own]
+    for key, value in node.value:
+        if key.value in values:
+            if value.tag == _NULL:
+                continue
+            if key.value not in _REPLACED:
+                value = _put_over(values[key.value], value)
+        merged.append((key, value))
+    return yaml.MappingNode(node.tag, merged)
 
 
 def _not_yaml(error: yaml.YAMLError, path: Path) -> ConfigError:
@@ -687,7 +699,11 @@ def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.
         return ConfigError(f"{place}: unknown key '{name}'", hint)
     if fault["type"] == "missing":
         return ConfigError(f"{place}: the key '{name}' is missing")
-    return ConfigError(f"{place}: '{name}' is {fault['input']!r:.60}: {_lowered(fault['msg'])}")
+    remedy: str | None = None
+    # Only what is put together of two files has no mark of its own.
+    if fault["type"] == "value_error" and isinstance(fault["input"], dict) and root is not None and not root.start_mark:
+        remedy = f"a key that is inherited by '{EXTENDS}' is taken away by null, as in 'architecture: null'"
+    return ConfigError(f"{place}: '{name}' is {fault['input']!r:.60}: {_lowered(fault['msg'])}", remedy)
 
 
 def _lowered(message: str) -> str:

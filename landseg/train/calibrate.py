@@ -1,5 +1,6 @@
 """Calibration: one temperature that makes a network's probabilities come true as often as they say."""
 
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from landseg.errors import TrainingDataError
 from landseg.train.labels import IGNORED
+
+log = logging.getLogger(__name__)
 
 SAMPLE_PX = 2**18
 """Pixels that a temperature is fitted to; from as many, drawn at random, it follows to a few thousandths."""
@@ -32,7 +35,8 @@ def fit_temperature(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
     Returns
     -------
     float
-        What logits are to be divided by, `COLDEST` to `HOTTEST`; above 1 where the network claims too much.
+        What logits are to be divided by, `COLDEST` to `HOTTEST`; above 1 where the network claims too much. At either
+        bound it is none to rely on, and a warning says so.
 
     Raises
     ------
@@ -48,6 +52,18 @@ def fit_temperature(batches: Iterable[tuple[Tensor, Tensor]]) -> float:
         middle = (low + high) / 2
         expected = (torch.softmax(logits * middle, dim=1) * logits).sum(dim=1).mean()
         low, high = (middle, high) if expected < truth else (low, middle)
+    if high == 1 / COLDEST:
+        log.warning(
+            "the temperature is %g, the lowest that is tried: the network is never wrong on these labels; "
+            "calibrate on more of them, that it was not trained on",
+            COLDEST,
+        )
+    if low == 1 / HOTTEST:
+        log.warning(
+            "the temperature is %g, the highest that is tried: the network is hardly trained, or the labels do not fit "
+            "the imagery; look at the map, and at what the labels' values mean",
+            HOTTEST,
+        )
     return 2 / (low + high)
 
 

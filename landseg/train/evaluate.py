@@ -1,5 +1,6 @@
 """Evaluation: how far a label map agrees with a reference, counted block by block."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from rasterio.windows import Window
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from landseg.errors import TrainingDataError
-from landseg.grid import Grid
+from landseg.grid import Grid, cells
 from landseg.legend import NODATA, Legend
-from landseg.train.labels import CLASS_COLUMN, IGNORED, LabelCodes, open_labels
+from landseg.train.labels import CLASS_COLUMN, IGNORED, MANY_VALUES, LabelCodes, Reading, Value, open_labels
 
 BLOCK_PX = 1024
 """Side of the blocks that maps are compared in: a multiple of the usual tiles of 256 and 512."""
@@ -337,8 +338,9 @@ def evaluate_map(
     Raises
     ------
     TrainingDataError
-        If a file can't be read or placed, the two do not overlap, nothing is labelled, the map holds a class id that
-        the legend lacks, or its second band is no confidence.
+        If a file can't be read or placed, the two do not overlap, the reference holds values that the codes do not
+        explain, nothing is labelled, the map holds a class id that the legend lacks, or its second band is no
+        confidence.
     """
     try:
         with rasterio.open(prediction) as predicted:
@@ -366,7 +368,7 @@ def open_reference(
     class_column: str = CLASS_COLUMN,
     layer: str | None = None,
 ) -> ReadChannels:
-    """Open a reference to be read on another grid, at the nearest pixel.
+    """Open a reference to be read on another grid, at the nearest pixel; all of it is looked at for misspelt values.
 
     Parameters
     ----------
@@ -380,15 +382,22 @@ def open_reference(
     Raises
     ------
     TrainingDataError
-        If the reference can't be read or placed, or does not overlap the grid.
+        If the reference can't be read or placed, does not overlap the grid, or holds values there that the codes do not
+        explain.
     """
     reference = open_labels(labels, codes, grid.crs, grid.bounds, ground, class_column=class_column, layer=layer)
 
-    def read(window: Window) -> NDArray[np.int64]:
-        part = Grid((window.height, window.width), grid.window_transform(window), grid.crs)
-        return reference.read(part).channels
+    def read(window: Window) -> Reading:
+        return reference.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
 
-    return read
+    unknown: Counter[Value | float] = Counter()
+    for _, window in cells(grid.window, BLOCK_PX):
+        unknown += read(window).unknown
+        if len(unknown) > MANY_VALUES:
+            break
+    if unknown:
+        raise codes.explain(unknown, labels)
+    return lambda window: read(window).channels
 
 
 def _blocks(predicted: Any, read: ReadChannels) -> Iterator[Block]:

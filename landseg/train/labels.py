@@ -25,12 +25,19 @@ from rasterio.warp import transform_bounds
 
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
+from landseg.scene import alpha_band
 
 IGNORED = 255
 """Channel of pixels without a label; they take no part in losses and metrics."""
 
 CLASS_COLUMN = "class_name"
 """Column of polygons that names their class, as landseg's own maps have it."""
+
+_ID_COLUMN = "class_id"
+_OWN_LEGEND = "class_areas"  # the table of landseg's own maps that lists their classes
+
+MANY_VALUES = 1000
+"""A file of more values than these that are no class holds measurements; further ones need not be counted."""
 
 Bounds = tuple[float, float, float, float]
 Value = int | str
@@ -85,7 +92,8 @@ class LabelCodes:
         more = f" and {len(unknown) - len(most)} more" if len(unknown) > len(most) else ""
         return TrainingDataError(
             f"{path} holds values that are no class: {', '.join(told)}{more}",
-            f"say what they mean in data.label_values, or add them to data.ignored_values: {most}",
+            "say what they mean: data.label_values, or --label-values; or that they are to have no class: "
+            f"--ignored-values, or data.ignored_values: {most}",
         )
 
     def _nearest(self, value: Value | float) -> str:
@@ -257,8 +265,11 @@ class RasterLabels:
         """
         try:
             # Opened anew each time: an open file must not pass on to the processes that load samples.
-            with rasterio.open(self.path) as raster, WarpedVRT(raster, **_warp_options(raster, grid)) as aligned:
-                values, valid = aligned.read(1), aligned.read_masks(1) != 0
+            with rasterio.open(self.path) as raster:
+                band = _validity_band(raster)
+                with WarpedVRT(raster, **_warp_options(raster, grid, band)) as aligned:
+                    values = aligned.read(1)
+                    valid = (aligned.read_masks(1) if band is None else aligned.read(band)) != 0
         except RasterioError as error:
             raise TrainingDataError(f"can't read {self.path}: {error}") from error
         indices, numbers = pd.factorize(values.ravel())
@@ -270,17 +281,30 @@ class RasterLabels:
         return file_stamp(self.path)
 
 
-def _warp_options(raster: Any, grid: Grid) -> dict[str, Any]:
-    flags = raster.mask_flag_enums[0]
-    return {
+def _validity_band(raster: Any) -> int | None:
+    """Say which band will tell what is valid, one more than there are if it has to be added; None where nodata does.
+
+    GDAL's own masks miss an alpha band that is not one of two or four, of uint8 or uint16.
+    """
+    if MaskFlags.nodata in raster.mask_flag_enums[0]:
+        return None
+    return alpha_band(raster) or raster.count + 1
+
+
+def _warp_options(raster: Any, grid: Grid, validity_band: int | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
         "crs": grid.crs,
         "transform": grid.transform,
         "height": grid.shape[0],
         "width": grid.shape[1],
         "resampling": Resampling.nearest,
-        # Without a nodata value the warper fills what lies beyond the raster with 0, which may be a class.
-        "add_alpha": MaskFlags.nodata not in flags and MaskFlags.alpha not in flags,
     }
+    if validity_band is None:
+        return options
+    if validity_band <= raster.count:
+        return options | {"src_alpha": validity_band, "dst_alpha": validity_band}
+    # Without a nodata value the warper fills what lies beyond the raster with 0, which may be a class.
+    return options | {"add_alpha": True}
 
 
 class VectorLabels:
@@ -361,11 +385,15 @@ def _read_polygons(
         within = _transformed(bounds, crs, theirs)
         if not np.isfinite(within).all():
             return np.empty(0, dtype=object), pd.Series(dtype=object)
+        own_legend = _own_legend(path, column, info["fields"])
+        columns = [column] if own_legend is None else [_ID_COLUMN, CLASS_COLUMN]
         table = pyogrio.read_dataframe(
-            path, layer=layer, columns=[column], bbox=within, force_2d=True, fid_as_index=True
+            path, layer=layer, columns=columns, bbox=within, force_2d=True, fid_as_index=True
         ).sort_index()
     except (DataSourceError, DataLayerError, FeatureError, GeometryError, shapely.errors.ShapelyError) as error:
         raise TrainingDataError(f"can't read {path}: {error}") from error
+    if own_legend is not None:
+        _check_agreement(path, table, own_legend)
     geometry = _areas(path, table.geometry.to_numpy())
     if theirs != crs:
         width, height = within[2] - within[0], within[3] - within[1]
@@ -388,6 +416,33 @@ def _check_column(path: Path, column: str, types: Mapping[str, str]) -> None:
         raise TrainingDataError(
             f"column '{column}' of {path} is of type {types[column]}", "names of classes or whole numbers are needed"
         )
+
+
+def _own_legend(path: Path, column: str, fields: Collection[str]) -> dict[Any, Any] | None:
+    """Read class id -> name from a map of landseg's own, whose style goes by the one column and people by the other."""
+    both = [_ID_COLUMN, CLASS_COLUMN]
+    if column not in both or not set(both) <= set(fields) or _OWN_LEGEND not in pyogrio.list_layers(path)[:, 0]:
+        return None
+    return dict(_classes(pyogrio.read_dataframe(path, layer=_OWN_LEGEND, columns=both)).values())
+
+
+def _classes(table: pd.DataFrame) -> dict[int, tuple[Any, Any]]:
+    """Give class id and name of the features that have both, by feature number."""
+    both = table[[_ID_COLUMN, CLASS_COLUMN]].dropna()
+    return {int(fid): (_canonical(i), _canonical(name)) for fid, i, name in both.itertuples(name=None)}
+
+
+def _check_agreement(path: Path, table: pd.DataFrame, legend: Mapping[Any, Any]) -> None:
+    """Refuse a feature of which one column was edited and not the other; classes new to the legend may be added."""
+    names = set(legend.values())
+    for fid, (class_id, name) in _classes(table).items():
+        if (class_id in legend or name in names) and legend.get(class_id) != name:
+            means = f"which is '{legend[class_id]}'" if class_id in legend else "which is no class of the map"
+            raise TrainingDataError(
+                f"feature {fid} of {path} has the {CLASS_COLUMN} '{name}' and the {_ID_COLUMN} {class_id}, {means}",
+                "make the two agree in QGIS, here and wherever else one was edited alone; or delete the field "
+                f"'{_ID_COLUMN}'",
+            )
 
 
 def _areas(path: Path, geometry: NDArray[np.object_]) -> NDArray[np.object_]:

@@ -23,7 +23,7 @@ from rasterio.crs import CRS
 from rasterio.transform import from_origin
 from rasterio.windows import Window
 from torch.utils.data import Dataset, Sampler
-from torchgeo.datasets import GeoDataset, IntersectionDataset
+from torchgeo.datasets import GeoDataset
 
 from landseg.chips import Normalisation
 from landseg.errors import BandError, CrsError, GsdError, SceneError, TrainingDataError
@@ -260,7 +260,7 @@ class Sites:
 
 @dataclass(frozen=True, slots=True)
 class Prepare:
-    """Keep image and mask of what was read, vary them, and take out what holds no data.
+    """Vary what was read, and take out what holds no data.
 
     Parameters
     ----------
@@ -276,7 +276,6 @@ class Prepare:
 
     def __call__(self, sample: Sample) -> Sample:
         """Make the sample that the network gets."""
-        sample = {"image": sample["image"], "mask": sample["mask"]}
         if self.vary is not None:
             sample = self.vary(sample)
         empty = sample["image"].isnan().any(dim=0)
@@ -288,107 +287,79 @@ class Prepare:
         return sample | {"image": image, "mask": mask}
 
 
-class Scenes(GeoDataset):
-    """Scenes as one dataset; where several cover a place, the first that holds data there.
+class Pairs(GeoDataset):
+    """Scenes with their labels. Image and mask of a pixel are of one pair.
 
-    torchgeo's own `RasterDataset` knows neither nodata nor a scene's range of values, and takes bands as they come.
+    torchgeo's third axis, time, tells pairs apart: a place at the time of one, as `places` gives them, is read of that
+    pair alone. At a place of all times, that pair counts for a pixel whose scene is the first that holds data there.
 
-    Parameters
-    ----------
-    scenes
-        To read.
-    crs
-        Of the places to read.
-    res
-        Width and height of a pixel in units of the CRS.
-    """
-
-    def __init__(self, scenes: Sequence[TrainingScene], crs: CRS, res: tuple[float, float]) -> None:
-        self.scenes = tuple(scenes)
-        self.scene_bounds: tuple[Bounds, ...] = tuple(scene.info.grid.bounds_in(crs) for scene in scenes)
-        self.paths = [scene.info.path for scene in scenes]
-        self._res = res
-        for path, bounds in zip(self.paths, self.scene_bounds, strict=True):
-            if not np.isfinite(bounds).all():
-                raise TrainingDataError(f"the scene {path} lies outside of {crs}, in which {self.paths[0]} is")
-        self.reading_grids = tuple(
-            scene.reading_grid(bounds, crs, res) for scene, bounds in zip(scenes, self.scene_bounds, strict=True)
-        )
-        self.index = places(self.scene_bounds, crs, filepath=self.paths)
-
-    def __getitem__(self, query: Any) -> Sample:
-        """Read the pixels of a place; NaN where there is no data."""
-        grid = _grid(self, query)
-        image = np.full((len(self.scenes[0].bands), *grid.shape), np.nan, dtype=np.float32)
-        for scene, bounds, reading_grid in zip(self.scenes, self.scene_bounds, self.reading_grids, strict=True):
-            if overlap(bounds, grid.bounds) and (empty := np.isnan(image)).any():
-                image = np.where(empty, scene.read(grid, reading_grid), image)
-        return {"crs": self.crs, "bounds": query, "image": torch.from_numpy(image)}
-
-
-def _grid(dataset: GeoDataset, query: Any) -> Grid:
-    """Give the pixels of a place that torchgeo asks for."""
-    x, y, _ = dataset._disambiguate_slice(query)
-    shape = (round((y.stop - y.start) / y.step), round((x.stop - x.start) / x.step))
-    return Grid(shape, from_origin(x.start, y.stop, x.step, y.step), CRS.from_user_input(dataset.crs))
-
-
-class PairedLabels(GeoDataset):
-    """The labels of all pairs as one dataset; where several cover a place, the first that knows it.
-
-    torchgeo's own datasets fill the ground that no label covers with 0, which may be a class, and its `VectorDataset`
-    reads the whole file for each sample.
-
-    Parameters
-    ----------
-    labels
-        Opened for the dataset's CRS.
-    crs
-        Of the places to read.
-    res
-        Width and height of a pixel in units of the CRS.
-    """
-
-    def __init__(self, labels: Sequence[Labels], crs: CRS, res: tuple[float, float]) -> None:
-        self.labels = tuple(labels)
-        self.paths = [str(one.path) for one in labels]
-        self._res = res
-        self.index = places([one.bounds for one in labels], crs, filepath=self.paths)
-
-    def __getitem__(self, query: Any) -> Sample:
-        """Read the labels of a place."""
-        grid = _grid(self, query)
-        mask = np.full(grid.shape, IGNORED, dtype=np.int64)
-        for one in self.labels:
-            if overlap(one.bounds, grid.bounds):
-                mask = np.where(mask == IGNORED, one.read(grid).channels, mask)
-        return {"crs": self.crs, "bounds": query, "mask": torch.from_numpy(mask)}
-
-
-class Pairs(IntersectionDataset):
-    """Scenes with their labels.
+    torchgeo's own `RasterDataset` knows neither nodata nor a scene's range of values, takes bands as they come, and
+    fills ground that no label covers with 0, which may be a class. Its `VectorDataset` reads the whole file for each
+    sample.
 
     Parameters
     ----------
     scenes, labels
-        Of the same pairs, in the same order.
+        Of the same pairs, in the same order; labels are opened for the CRS.
+    crs
+        Of the places to read.
+    res
+        Width and height of a pixel in units of the CRS.
     prepare
         What is done to each sample.
     """
 
-    def __init__(self, scenes: Scenes, labels: PairedLabels, prepare: Prepare) -> None:
-        super().__init__(scenes, labels, transforms=prepare)
-        self.scenes = scenes.scenes
-        self.labels = labels.labels
-        self.reading_grids = scenes.reading_grids
+    def __init__(
+        self,
+        scenes: Sequence[TrainingScene],
+        labels: Sequence[Labels],
+        crs: CRS,
+        res: tuple[float, float],
+        prepare: Prepare,
+    ) -> None:
+        self.scenes = tuple(scenes)
+        self.labels = tuple(labels)
+        self.scene_bounds = tuple(scene.info.grid.bounds_in(crs) for scene in scenes)
+        self.reading_grids = tuple(
+            scene.reading_grid(bounds, crs, res) for scene, bounds in zip(scenes, self.scene_bounds, strict=True)
+        )
+        self.transforms = prepare
+        self.paths = [scene.info.path for scene in scenes]
+        self._res = res
+        shared = [
+            (*np.maximum(ground[:2], one.bounds[:2]), *np.minimum(ground[2:], one.bounds[2:]))
+            for ground, one in zip(self.scene_bounds, labels, strict=True)
+        ]
+        self.index = places(list(enumerate(shared)), crs)
+
+    def __getitem__(self, query: Any) -> Sample:
+        """Read the sample of a place."""
+        x, y, t = self._disambiguate_slice(query)
+        shape = (round((y.stop - y.start) / y.step), round((x.stop - x.start) / x.step))
+        grid = Grid(shape, from_origin(x.start, y.stop, x.step, y.step), CRS.from_user_input(self.crs))
+        image = np.full((len(self.scenes[0].bands), *shape), np.nan, dtype=np.float32)
+        mask = np.full(shape, IGNORED, dtype=np.int64)
+        for pair, (scene, labels) in enumerate(zip(self.scenes, self.labels, strict=True)):
+            if not (t.start <= _time(pair) <= t.stop and overlap(self.scene_bounds[pair], grid.bounds)):
+                continue
+            empty = np.isnan(image[0])
+            if empty.any():
+                image = np.where(empty, scene.read(grid, self.reading_grids[pair]), image)
+                if overlap(labels.bounds, grid.bounds):
+                    mask = np.where(empty, labels.read(grid).channels, mask)
+        return self.transforms({"image": torch.from_numpy(image), "mask": torch.from_numpy(mask)})
 
 
-def places(bounds: Sequence[Bounds], crs: Any, **columns: Any) -> GeoDataFrame:
-    """Make the index of a torchgeo dataset, a row for each rectangle, of all times."""
-    times = pd.IntervalIndex.from_tuples(
-        [(pd.Timestamp.min, pd.Timestamp.max)] * len(bounds), closed="both", name="datetime"
-    )
-    return GeoDataFrame(columns, index=times, geometry=[shapely.box(*one) for one in bounds], crs=crs)
+def _time(pair: int) -> pd.Timestamp:
+    """Give the time that stands for a pair."""
+    return pd.Timestamp(pair, unit="s")
+
+
+def places(bounds: Sequence[tuple[int, Bounds]], crs: Any) -> GeoDataFrame:
+    """Make the index of a torchgeo dataset, a row for each rectangle on the ground of a pair, by the pair's number."""
+    times = [(_time(pair), _time(pair)) for pair, _ in bounds]
+    index = pd.IntervalIndex.from_tuples(times, closed="both", name="datetime")
+    return GeoDataFrame(index=index, geometry=[shapely.box(*one) for _, one in bounds], crs=crs)
 
 
 def open_scenes(paths: Sequence[Path], model_input: ModelInput) -> list[TrainingScene]:
@@ -471,11 +442,13 @@ def open_pairs(
         crs, res = scenes[0].grid.crs, _pixel(scenes[0].grid)
     else:
         crs, res = CRS.from_user_input(like.crs), like.res
-    images = Scenes(scenes, crs, res)
-    labels = [
-        open_own_labels(pair, codes, crs, ground) for pair, ground in zip(pairs, images.scene_bounds, strict=True)
-    ]
-    return Pairs(images, PairedLabels(labels, crs, res), Prepare(vary, model_input.mean))
+    labels = []
+    for pair, scene in zip(pairs, scenes, strict=True):
+        ground = scene.info.grid.bounds_in(crs)
+        if not np.isfinite(ground).all():
+            raise TrainingDataError(f"the scene {pair.scene} lies outside of {crs}, in which {pairs[0].scene} is")
+        labels.append(open_own_labels(pair, codes, crs, ground))
+    return Pairs(scenes, labels, crs, res, Prepare(vary, model_input.mean))
 
 
 def open_own_labels(pair: Pair, codes: LabelCodes, crs: CRS, ground: Bounds) -> Labels:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from affine import Affine
-from geopandas import GeoDataFrame
 from numpy.typing import NDArray
 from pyproj import Transformer
 from rasterio.windows import Window
@@ -26,7 +25,7 @@ from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
 from landseg.train.augment import SMALLER_CHIPS
-from landseg.train.labels import IGNORED, Bounds, LabelCodes, Labels, Value
+from landseg.train.labels import IGNORED, MANY_VALUES, Bounds, LabelCodes, Labels, Value
 from landseg.train.samples import (
     ModelInput,
     Pair,
@@ -49,7 +48,6 @@ MOST_SHARED = 0.1
 """Part of a held-out scene's labels that may lie on or beside the training's: tiles often overlap a little."""
 
 _READ_PX = 1024
-_MANY_VALUES = 1000
 # In pixels; what rounding leaves of coordinates is far less.
 _TOLERANCE = 1e-6
 
@@ -271,13 +269,20 @@ def open_splits(
     if isinstance(validation, Blocks):
         blocks = _choose(grounds, validation, chip_px, seed)
         buffer_px = chip_px // 2 if validation.buffer_px is None else validation.buffer_px
-        validated = _restricted(dataset, [bounds for block in blocks for bounds in _chips(*block, chip_px)])
+        chips = [
+            (grounds.index(ground), bounds) for ground, block in blocks for bounds in _chips(ground, block, chip_px)
+        ]
+        validated = _restricted(dataset, chips)
         validated.transforms = Prepare(mean=model_input.mean)
         closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
     elif validation:
         validated = open_pairs(validation, codes, model_input, like=dataset)
         others = _survey(validated, codes, cell_px)
-        chips = [bounds for ground in others for bounds in _chips(ground, ground.grid.window, chip_px)]
+        chips = [
+            (pair, bounds)
+            for pair, ground in enumerate(others)
+            for bounds in _chips(ground, ground.grid.window, chip_px)
+        ]
         if not chips:
             raise TrainingDataError(
                 f"no scene for validation holds a labelled chip of {chip_px} px at {model_input.gsd_m} m"
@@ -293,14 +298,14 @@ def open_splits(
         raise _no_room(validation, read_px, model_input.gsd_m)
     class_px = _count(regions, grounds)
     _check_classes(class_px, sum(ground.class_px.sum(axis=(0, 1)) for ground in grounds), codes)
-    return Splits(_restricted(dataset, [_padded(g, w) for g, w in regions]), validated, read_px, class_px)
+    training = _restricted(dataset, [(grounds.index(g), _padded(g, w)) for g, w in regions])
+    return Splits(training, validated, read_px, class_px)
 
 
-def _restricted(dataset: Pairs, bounds: Sequence[Bounds]) -> Pairs:
-    """Give the same data with another index."""
+def _restricted(dataset: Pairs, bounds: Sequence[tuple[int, Bounds]]) -> Pairs:
+    """Give the same data with another index; see `landseg.train.samples.places`."""
     restricted = copy(dataset)
-    index: GeoDataFrame = places(bounds, dataset.crs)
-    restricted.index = index
+    restricted.index = places(bounds, dataset.crs)
     return restricted
 
 
@@ -385,7 +390,7 @@ def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes
                 continue
             reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
             unknown += reading.unknown
-            if len(unknown) > _MANY_VALUES:
+            if len(unknown) > MANY_VALUES:
                 break
             known = reading.channels != IGNORED
             if known.any() and not all_valid:

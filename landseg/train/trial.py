@@ -52,7 +52,7 @@ def evaluate(
     Raises
     ------
     TrainingDataError
-        If scene and labels do not overlap, or nothing is labelled.
+        If scene and labels do not overlap, the labels hold values that have no meaning, or nothing is labelled.
     """
     plan = _plan(model, scene, config)
     legend = plan.bundle.card.legend
@@ -72,6 +72,7 @@ def calibrate(
     label_values: Mapping[int | str, str] | None = None,
     config: RunConfig | None = None,
     *,
+    ignored_values: Collection[int | str] = (),
     class_column: str = CLASS_COLUMN,
     layer: str | None = None,
     overwrite: bool = False,
@@ -88,7 +89,7 @@ def calibrate(
 
     Parameters
     ----------
-    model, scene, labels, label_values, config, class_column, layer
+    model, scene, labels, label_values, config, ignored_values, class_column, layer
         See `evaluate`. The model must not have been trained on the scene.
     out
         Folder of the bundle to write; its name is the model's. It may be the model's own.
@@ -100,14 +101,14 @@ def calibrate(
     UsageError
         If something is at ``out`` that may not be replaced.
     TrainingDataError
-        If scene and labels do not overlap, or nothing is labelled.
+        If scene and labels do not overlap, the labels hold values that have no meaning, or nothing is labelled.
     """
     check_replaceable(out, overwrite=overwrite)
     bundle = read_bundle(model)
     untempered = replace(bundle, card=replace(bundle.card, temperature=1.0))
     single = (config or RunConfig()).model_copy(update={"views": 1})
     plan = replace(_plan(model, scene, single), bundle=untempered)
-    codes = label_codes(label_values, bundle.card.legend)
+    codes = label_codes(label_values, bundle.card.legend, ignored_values)
     read = open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
     temperature = round(fit_temperature(_labelled_chips(plan, read, on_progress)), 4)
     stale = {"ece", "reliability"}

@@ -39,6 +39,9 @@ class EvaluateMap(LandsegAlgorithm):
             )
         )
         self.addParameter(
+            QgsProcessingParameterString("IGNORED_VALUES", "Values that are to have no class, as 0,255", optional=True)
+        )
+        self.addParameter(
             QgsProcessingParameterString("CLASS_COLUMN", "Field of the classes, of polygons", defaultValue="class_name")
         )
         self.addParameter(model_parameter())
@@ -60,6 +63,9 @@ class EvaluateMap(LandsegAlgorithm):
         values = self.parameterAsString(parameters, "LABEL_VALUES", context)
         if values:
             arguments += ["--label-values", values]
+        ignored = self.parameterAsString(parameters, "IGNORED_VALUES", context)
+        if ignored:
+            arguments += ["--ignored-values", ignored]
         if isinstance(labels, QgsVectorLayer):
             arguments += ["--class-column", self.parameterAsString(parameters, "CLASS_COLUMN", context)]
             arguments += layer_arguments(labels)

@@ -129,6 +129,8 @@ def test_calibrate_and_map(landseg: Landseg, corner: Pair, small_bundle: Path, t
         corner.labels,
         "--label-values",
         "0=building,3=park,4=water",
+        "--ignored-values",
+        "1,2",
         "--quiet",
     )
     errors, temperatures = {}, []
@@ -197,7 +199,8 @@ def test_evaluate_and_calibrate_read_a_scene_as_run_does(
         f"{{model: {small_bundle}, bands: [3, 2, 1], assume_crs: '{crs}', scheduler: 'tcp://127.0.0.1:1', "
         f"work_folder: {tmp_path}}}"
     )
-    where = ("--labels", corner.labels, "--quiet")
+    values = ("--label-values", "0=building,3=park,4=water", "--ignored-values", "1,2")
+    where = ("--labels", corner.labels, *values, "--quiet")
     outcome = landseg("evaluate", "--model", small_bundle, "--scene", corner.scene, *where, "--json")
     expected = json.loads(outcome.out)["confusion"]
 
@@ -243,6 +246,22 @@ def test_labels_that_can_t_be_read_are_told_before_the_work(
     assert outcome.code == 3
     assert "none.gpkg" in outcome.err
     assert "mapping" not in outcome.err
+
+
+def test_label_values_that_are_not_explained_are_told_before_the_work(
+    landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path
+) -> None:
+    where = ("--scene", corner.scene, "--labels", corner.labels, "--label-values", "0=building,3=park,4=water")
+    for command in (
+        ("evaluate", "--model", small_bundle),
+        ("models", "calibrate", small_bundle, "--out", tmp_path / "out"),
+    ):
+        outcome = landseg(*command, *where, "--ignored-values", "1")
+        assert outcome.code == 3
+        # 255, which the file declares nodata, is no value.
+        assert f"{corner.labels} holds values that are no class: 2 (4,505 px)" in outcome.err
+        assert "mapping" not in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_labels_of_other_ground(landseg: Landseg, corner: Pair, small_bundle: Path, tmp_path: Path) -> None:

@@ -157,13 +157,19 @@ def test_doctor(landseg: Landseg) -> None:
     assert "runs on" in landseg("doctor").out
 
 
-@pytest.mark.parametrize("text", ["0", "=building", "0=castle"])
-def test_label_values_that_make_no_sense(landseg: Landseg, small_bundle: Path, tmp_path: Path, text: str) -> None:
-    outcome = landseg(
-        "evaluate", "--scene", "s.tif", "--labels", "l.tif", "--model", small_bundle, "--label-values", text
-    )
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        ("--label-values", "0"),
+        ("--label-values", "=building"),
+        ("--label-values", "0=castle"),
+        ("--ignored-values", "0,"),
+    ],
+)
+def test_label_values_that_make_no_sense(landseg: Landseg, small_bundle: Path, option: str, text: str) -> None:
+    outcome = landseg("evaluate", "--scene", "s.tif", "--labels", "l.tif", "--model", small_bundle, option, text)
     assert outcome.code == 2
-    assert "--label-values" in outcome.err
+    assert option in outcome.err
 
 
 def test_a_report_does_not_take_the_place_of_a_map(landseg: Landseg, tmp_path: Path) -> None:

@@ -211,6 +211,43 @@ def test_a_file_goes_on_from_another(file: Path) -> None:
     assert len(config.legend) == 2
 
 
+def test_mappings_of_the_user_s_own_keys_are_replaced_whole(file: Path) -> None:
+    data = {"training": [{"scene": "a", "labels": "b"}], "label_values": {0: "land", 1: "water"}}
+    optimisation = {"steps": 2, "loss": {"dice": 0.5, "class_weights": {"land": 3}}}
+    (file.parent / "base.yaml").write_text(training(data=data, optimisation=optimisation))
+    file.write_text(
+        "extends: base.yaml\ndata: {label_values: {1: land, 2: water}}\n"
+        "optimisation: {loss: {class_weights: {water: 2}}}\n"
+    )
+
+    config = load_config(file, TrainConfig)
+
+    assert config.data.label_values == {1: "land", 2: "water"}
+    assert config.optimisation.loss.class_weights == {"water": 2}
+    assert config.optimisation.loss.dice == 0.5
+
+
+def test_null_takes_away_what_is_inherited_and_errors_say_so(file: Path) -> None:
+    pair = {"scene": "a", "labels": "b"}
+    optimisation = {"steps": 2, "loss": {"class_weights": {"land": 3}}}
+    data = {"training": [pair], "validation": {"scenes": [pair]}}
+    base = training(data=data, optimisation=optimisation, architecture={"bins": [1]})
+    (file.parent / "base.yaml").write_text(base)
+
+    for more in ("start_from: m\n", "data: {validation: {blocks: {share: 0.1}}}\n"):
+        assert "'architecture: null'" in str(refusal(file, "extends: base.yaml\n" + more, TrainConfig).hint)
+    assert refusal(file, training(start_from="m", architecture={}), TrainConfig).hint is None
+    file.write_text(
+        "extends: base.yaml\nstart_from: m\narchitecture: null\n"
+        "data: {validation: {scenes: null, blocks: {share: 0.1}}}\noptimisation: {loss: {class_weights: null}}\n"
+    )
+    config = load_config(file, TrainConfig)
+
+    assert (config.start_from, config.architecture, config.optimisation.loss.class_weights) == ("m", None, {})
+    assert config.data.validation is not None
+    assert config.data.validation.scenes == ()
+
+
 def test_what_is_wrong_is_placed_in_the_file_that_says_it(file: Path) -> None:
     base = file.parent / "base.yaml"
     base.write_text("chips: 4\noverlap: 0.1\n")

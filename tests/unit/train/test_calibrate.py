@@ -78,12 +78,19 @@ def test_of_many_pixels_some_are_drawn_from_all_batches(monkeypatch: pytest.Monk
     assert 1.3 < drawn < 3.7
 
 
-@pytest.mark.parametrize(("right", "expected"), [(True, COLDEST), (False, HOTTEST)])
-def test_a_network_that_is_always_right_or_wrong_has_a_bound(right: bool, expected: float) -> None:
-    logits, _ = honest()
+@pytest.mark.parametrize(
+    ("right", "expected", "said"), [(True, COLDEST, "is 0.05, the lowest"), (False, HOTTEST, "is 20, the highest")]
+)
+def test_a_network_that_is_always_right_or_wrong_has_a_bound(
+    right: bool, expected: float, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits, mask = honest()
+    fit_temperature([(logits, mask)])
+    assert not caplog.records
     mask = logits.argmax(1) if right else logits.argmin(1)
 
     assert fit_temperature([(logits, mask)]) == pytest.approx(expected, rel=1e-6)
+    assert said in caplog.text
 
 
 @pytest.mark.parametrize("batches", [[], [(torch.zeros(1, 2, 3, 3), torch.full((1, 3, 3), IGNORED))]])

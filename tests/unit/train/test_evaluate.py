@@ -26,7 +26,7 @@ from landseg.train.labels import IGNORED, LabelCodes
 
 # Ids that are neither the channels nor in order, so that mixing them up shows.
 LEGEND = Legend((LandClass(7, "water", "#56b4e9"), LandClass(2, "land", "#ece2c6"), LandClass(4, "road", "#000000")))
-CODES = LabelCodes({0: "water", 1: "land", 5: "road"}, LEGEND.names)
+CODES = LabelCodes({0: "water", 1: "land", 5: "road"}, LEGEND.names, ignored=[77])
 UTM40 = "EPSG:32640"
 METRE = Affine(1, 0, 500_000, 0, -1, 2_800_000)
 
@@ -391,7 +391,7 @@ def test_a_reference_of_polygons_is_drawn_on_the_map(tmp_path: Path, monkeypatch
     predicted = drawn((40, 50), (0, 2, 4, 7), 0)
     prediction = write(tmp_path / "map.tif", predicted, nodata=0)
     zones = geopandas.GeoDataFrame(
-        {"zone": ["water", "5", "castle"]},
+        {"zone": ["water", "5", "77"]},
         geometry=[shapely.box(500_000 + x, 2_799_965, 500_000 + x + 10, 2_800_000) for x in (0, 12, 30)],
         crs=UTM40,
     )
@@ -405,13 +405,14 @@ def test_a_reference_of_polygons_is_drawn_on_the_map(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
-def test_values_beyond_8_bits_are_unknown(tmp_path: Path, dtype: str) -> None:
+def test_values_beyond_8_bits_are_no_others(tmp_path: Path, dtype: str) -> None:
     predicted = np.array([[7, 2, 4, 7]], dtype=np.uint8)
     wide = {"int16": [0, 1, -1, -251], "uint16": [0, 1, 261, 65535], "float32": [0, 1, np.nan, 1e9]}[dtype]
     prediction = write(tmp_path / "map.tif", predicted)
     labels = write(tmp_path / "labels.tif", np.array([wide], dtype=dtype))
+    codes = LabelCodes({0: "water", 1: "land", 5: "road"}, LEGEND.names, ignored=[-1, -251, 261, 65535, 10**9])
 
-    assert evaluate_map(prediction, labels, CODES, LEGEND).confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert evaluate_map(prediction, labels, codes, LEGEND).confusion.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_confidence_is_read_from_the_second_band(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +440,7 @@ def test_rasters_of_different_places_are_refused(tmp_path: Path, crs: str) -> No
         evaluate_map(prediction, labels, CODES, LEGEND)
 
 
-def test_a_reference_of_unknown_values_is_refused(tmp_path: Path) -> None:
+def test_a_reference_whose_values_are_all_ignored_is_refused(tmp_path: Path) -> None:
     prediction = write(tmp_path / "map.tif", drawn((10, 10), (2, 4, 7), 0))
     labels = write(tmp_path / "labels.tif", np.full((10, 10), 77, dtype=np.uint8))
 
@@ -448,6 +449,28 @@ def test_a_reference_of_unknown_values_is_refused(tmp_path: Path) -> None:
 
     assert caught.value.hint is not None
     assert "label_values" in caught.value.hint
+
+
+def test_values_of_the_reference_that_are_not_explained_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluate, "BLOCK_PX", 16)
+    prediction = write(tmp_path / "map.tif", drawn((40, 50), (2, 4, 7), 0))
+    values = drawn((40, 50), (0, 1, 5, 255), 1)
+    values[38:, 48:], values[0, 0] = 33, 44
+    labels = write(tmp_path / "labels.tif", values, nodata=255)
+    zones = geopandas.GeoDataFrame(
+        {"class_name": ["land", "lnad"]},
+        geometry=[shapely.box(500_000 + x, 2_799_990, 500_000 + x + 5, 2_800_000) for x in (0, 20)],
+        crs=UTM40,
+    )
+    pyogrio.write_dataframe(zones, tmp_path / "zones.gpkg")
+
+    for path, found in ((labels, "33 (4 px), 44 (1 px)"), (tmp_path / "zones.gpkg", "'lnad' (50 px; did you mean")):
+        with pytest.raises(TrainingDataError) as caught:
+            evaluate_map(prediction, path, CODES, LEGEND)
+        assert f"{path} holds values that are no class: {found}" in caught.value.what
+        assert "--ignored-values" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("bare", ["map.tif", "labels.tif"])

@@ -1,3 +1,5 @@
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import shapely
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.features import shapes
 
 from landseg.errors import TrainingDataError
@@ -215,13 +218,45 @@ def test_what_a_raster_declares_nodata_is_unknown_even_if_the_value_is_a_class(t
     assert np.array_equal(found, drawn((np.s_[10:20], LAND)))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "bands"),
+    [("uint8", 1), ("uint8", 2), ("uint8", 5), ("int8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1)],
+)
+@pytest.mark.parametrize("kind", ["none", "mask", "alpha"])
+def test_ground_that_a_raster_masks_or_does_not_reach_is_unknown(
+    tmp_path: Path, dtype: str, bands: int, kind: str
+) -> None:
+    # 0 is a class here, and what the warper fills with.
+    valid = np.full((32, 48), kind == "none")
+    valid[:16] = True
+    data = np.ones((bands, 32, 48), dtype=dtype)
+    colours = [ColorInterp.gray] + [ColorInterp.undefined] * (bands - 1)
+    if kind == "alpha":
+        data, colours = np.concatenate([data, valid[None].astype(dtype) * 127]), [*colours, ColorInterp.alpha]
+    options = {"driver": "GTiff", "count": len(data), "height": 32, "width": 48, "dtype": dtype, "crs": UTM40}
+    path = tmp_path / "labels.tif"
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(path, "w", transform=GRID.transform, photometric="MINISBLACK", **options) as file,
+    ):
+        file.colorinterp = colours
+        file.write(data)
+        if kind == "mask":
+            file.write_mask(valid)
+
+    assert np.array_equal(channels(path), drawn((np.s_[: 32 if kind == "none" else 16, :48], LAND)))
+
+
 def test_the_message_about_unknown_values_says_what_to_do() -> None:
     error = CODES.explain({"watr": 1200, 255: 34_000}, Path("zones.gpkg"))
 
     assert error.what == (
         "zones.gpkg holds values that are no class: 255 (34,000 px), 'watr' (1,200 px; did you mean 'water'?)"
     )
-    assert error.hint == ("say what they mean in data.label_values, or add them to data.ignored_values: [255, 'watr']")
+    assert error.hint == (
+        "say what they mean: data.label_values, or --label-values; or that they are to have no class: "
+        "--ignored-values, or data.ignored_values: [255, 'watr']"
+    )
 
 
 @pytest.fixture
@@ -233,6 +268,65 @@ def zones(tmp_path: Path) -> Path:
     save(path, frame.assign(class_name="water"), layer="then", append=True)
     save(path, pd.DataFrame({"class_name": ["land"], "area_m2": [200.0]}), layer="areas", append=True)
     return path
+
+
+@pytest.fixture
+def own_map(tmp_path: Path) -> Path:
+    """Give a map as landseg writes it, of classes 1, 2 and 5, in which one polygon is yet to be corrected."""
+    path = tmp_path / "landuse.gpkg"
+    frame = polygons(
+        [box(0, 0, 20, 10), box(20, 0, 40, 10), box(40, 0, 60, 10), box(60, 0, 80, 10)],
+        class_id=[1, 2, 2, None],
+        class_name=["building", "land", "land", "water"],
+    )
+    save(path, frame, layer="landuse")
+    save(path, pd.DataFrame({"class_id": [1, 2, 5], "class_name": NAMES}), layer="class_areas", append=True)
+    return path
+
+
+def edit(path: Path, change: str) -> None:
+    with closing(sqlite3.connect(path)) as database, database:
+        # What triggers keep, an index of places, has functions that this SQLite lacks.
+        for (trigger,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
+            database.execute(f"DROP TRIGGER {trigger}")
+        database.execute(f"UPDATE landuse SET {change} WHERE fid = 3")
+
+
+@pytest.mark.parametrize("class_column", ["class_name", "class_id"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("class_name = 'water'", "the class_name 'water' and the class_id 2, which is 'land'"),
+        ("class_name = 'car park'", "the class_name 'car park' and the class_id 2, which is 'land'"),
+        ("class_id = 1", "the class_name 'land' and the class_id 1, which is 'building'"),
+        ("class_id = 7", "the class_name 'land' and the class_id 7, which is no class of the map"),
+    ],
+)
+def test_a_map_of_which_one_column_alone_was_edited_is_refused(
+    own_map: Path, change: str, said: str, class_column: str
+) -> None:
+    edit(own_map, change)
+
+    error = refusal(own_map, class_column=class_column)
+
+    assert error.what == f"feature 3 of {own_map} has {said}"
+    assert "make the two agree in QGIS" in str(error.hint)
+
+
+@pytest.mark.parametrize(
+    ("change", "channel"),
+    [
+        ("class_id = class_id", LAND),
+        ("class_id = 5, class_name = 'water'", WATER),
+        ("class_id = 7, class_name = 'car park'", IGNORED),
+        ("class_name = NULL", IGNORED),
+    ],
+)
+def test_a_map_that_was_corrected_is_a_label_file(own_map: Path, change: str, channel: int) -> None:
+    edit(own_map, change)
+
+    expected = ((np.s_[:10, :20], BUILDING), (np.s_[:10, 20:40], LAND), (np.s_[:10, 60:80], WATER))
+    assert np.array_equal(channels(own_map), drawn(*expected, (np.s_[:10, 40:60], channel)))
 
 
 def refusal(path: Path, **options: Any) -> TrainingDataError:

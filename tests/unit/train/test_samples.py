@@ -346,6 +346,25 @@ def test_rasters_and_polygons_may_label_one_dataset(tmp_path: Path, pair: Pair, 
     assert (across["image"][:, :, 32:] == 7).all()
 
 
+def test_image_and_mask_of_a_pixel_are_of_one_pair(tmp_path: Path) -> None:
+    # Two dates of the same ground; the first holds no data in the west, and its labels say nothing of the east.
+    dates = [np.full((3, 64, 96), grey, dtype=np.uint8) for grey in (50, 200)]
+    dates[0][:, :, :32] = 0
+    land = np.ones((1, 64, 96), dtype=np.uint8)
+    land[:, :, 64:] = 255
+    water = np.full((1, 64, 96), 9, dtype=np.uint8)
+    pairs = [
+        Pair(write(tmp_path / f"{i}.tif", date, nodata=0), write(tmp_path / f"{i}_labels.tif", labels, nodata=255))
+        for i, (date, labels) in enumerate(zip(dates, (land, water), strict=True))
+    ]
+
+    sample = open_pairs(pairs, CODES, ModelInput(1.0))[500_000:500_096, 2_799_936:2_800_000]
+
+    columns = np.arange(96) // 32
+    assert (sample["image"] == torch.from_numpy(np.array([200, 50, 50])[columns])).all()
+    assert (sample["mask"] == torch.from_numpy(np.array([2, 1, IGNORED])[columns])).all()
+
+
 def test_samples_are_varied_on_request(pair: Pair) -> None:
     dataset = open_pairs([pair], CODES, ModelInput(1.0), vary=lambda sample: sample | {"image": -sample["image"]})
 

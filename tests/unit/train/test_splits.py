@@ -182,6 +182,32 @@ def test_places_are_drawn_evenly_from_rectangles_of_any_size(tmp_path: Path) -> 
     assert sum(left >= 500 for _, _, left, _ in drawn(splits, 2000)) < 10
 
 
+@pytest.mark.parametrize("validation", [None, Blocks(share=0.25, block_px=32, buffer_px=0)])
+def test_scenes_of_the_same_ground_are_trained_on_each_by_itself(tmp_path: Path, validation: Blocks | None) -> None:
+    # Of another day: land has become water, and the light is another.
+    before, after = halves(64, 96), 3 - halves(64, 96)
+    pairs = [
+        Pair(
+            write(tmp_path / f"{day}.tif", np.stack([labels + grey] * 3).astype(np.uint8)),
+            write(tmp_path / f"{day}_labels.tif", labels[None]),
+        )
+        for day, labels, grey in (("before", before, 10), ("after", after, 100))
+    ]
+
+    splits = open_splits(pairs, CODES, ModelInput(1.0), chip_px=16, validation=validation)
+
+    torch.manual_seed(0)
+    seen = [splits.training[place] for place in splits.training_sampler(100)]
+    if splits.validation is None:
+        assert splits.class_px.tolist() == [64 * 96] * 2
+    else:
+        seen += [splits.validation[place] for place in splits.validation_sampler()]
+    days = [int(sample["image"].min()) // 100 for sample in seen]
+    assert 25 < sum(days) < 0.75 * len(days)
+    for sample, day in zip(seen, days, strict=True):
+        assert torch.equal(sample["image"][0].long(), sample["mask"] + 1 + (100 if day else 10))
+
+
 def test_validation_scenes_are_read_whole_and_never_varied(tmp_path: Path) -> None:
     training = make_pair(tmp_path, "a", halves(64, 64))
     other = make_pair(tmp_path, "b", halves(40, 50), left=1000)
