@@ -34,7 +34,7 @@ from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
 from landseg.outputs.drafts import Drafts, write_text, writing
-from landseg.outputs.manifest import listed_files
+from landseg.outputs.manifest import is_as_listed, listed_files
 from landseg.outputs.vector import companions, driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
@@ -60,6 +60,9 @@ WEBHOOK_TIMEOUT_S = 20.0
 
 HOW = {"model", "device", "batch", *UNRECORDED}
 """Options that do not change a map; the model counts by its weights and not by its name."""
+
+_RESTYLED = {".xml", ".qml", ".qgz"}
+"""Suffixes of what QGIS writes anew when somebody looks at a map in other colours."""
 
 _UNFIT = re.compile(r"[^\w.+-]+")
 """What an item's id may hold and a file's name should not."""
@@ -335,7 +338,7 @@ def why_due(plan: Plan) -> str | None:
     """Say why a scene has to be mapped, or None if its map is current."""
     scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
     due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle.sha256, plan.config)
-    due = due or _why_incomplete(plan.outputs)
+    due = due or _why_incomplete(plan.outputs.manifest, plan.outputs.all[:-1])
     if due is None and is_remote(plan.info.path):
         properties = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))["properties"]
         # A server may give tomorrow what it did not today; a damaged file on disk stays as it is until it changes.
@@ -353,7 +356,6 @@ def _why_stale(
         recorded = {key: {k: properties[key][k] for k in values} for key, values in source.items()}
         model = properties["landseg:model"]["sha256"]
         then = RunConfig.model_validate(properties["landseg:config"]).model_dump(exclude=HOW)
-        sizes = {asset["href"]: asset["file:size"] for asset in manifest["assets"].values()}
     except FileNotFoundError:
         return "new"
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
@@ -365,40 +367,40 @@ def _why_stale(
     now = config.model_dump(exclude=HOW)
     if options := [key for key in now if then[key] != now[key]]:
         return f"options changed: {', '.join(options)}"
-    for name, size in sizes.items():
-        file = path.parent / name
-        if not file.exists():
-            return f"{file.name} is missing"
-        if file.stat().st_size != size:
-            return f"{file.name} is not as it was written"
     return None
 
 
-def _why_incomplete(outputs: OutputPaths) -> str | None:
+def _why_incomplete(manifest: Path, files: Iterable[Path]) -> str | None:
     """Say what a map whose manifest is current lacks: its polygons may be of another format than those asked for."""
-    for path in outputs.all:
+    listed = listed_files(manifest.read_text("utf-8", "replace"))
+    for path in files:
         if not path.exists():
             return f"{path.name} is missing"
-    return None if _is_listed(outputs) else f"{outputs.polygons.name} is not in {outputs.manifest.name}"
-
-
-def _is_listed(outputs: OutputPaths) -> bool:
-    """Tell whether the polygons are of the map that the manifest describes."""
-    manifest = outputs.manifest
-    return manifest.exists() and outputs.polygons.name in listed_files(manifest.read_text("utf-8", "replace"))
+        if path.name not in listed:
+            return f"{path.name} is not in {manifest.name}"
+        if path.suffix not in _RESTYLED and path.stat().st_size != listed[path.name].get("file:size"):
+            return f"{path.name} is not as it was written"
+    return None
 
 
 def _check_polygons(outputs: OutputPaths) -> None:
-    """Refuse to replace polygons of an earlier format or the user's own: no ``--overwrite`` has named them.
+    """Refuse to replace polygons of an earlier format, or the user's work: no ``--overwrite`` has named them.
 
-    A run that was killed has left its folder, and perhaps polygons without their manifest.
+    A run that was killed may have left polygons at their place and their manifest in its folder.
     """
-    if _is_listed(outputs) or Drafts(outputs.polygons).folder.is_dir():
-        return
+    manifests = (outputs.manifest, Drafts(outputs.polygons).path(outputs.manifest))
+    listings = [listed_files(path.read_text("utf-8", "replace")) for path in manifests if path.is_file()]
     for path in (outputs.polygons, *companions(outputs.polygons)):
-        if path.exists():
+        if not path.exists():
+            continue
+        assets = [listed[path.name] for listed in listings if path.name in listed]
+        if not assets:
             raise OutputExistsError(
                 f"{path} exists and is not of the map in {outputs.manifest.name}", "move it away, or change 'format'"
+            )
+        if not any(is_as_listed(path, asset) for asset in assets):
+            raise OutputExistsError(
+                f"{path} was changed since it was made", "move it away, or delete it to have it made anew"
             )
 
 
@@ -428,7 +430,7 @@ def _merge(
         # No project is made of a region.
         config = config.model_copy(update={"qgis_project": False})
         due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
-        due = due or _why_incomplete(outputs)
+        due = due or _why_incomplete(outputs.manifest, outputs.all[:-1])
         products = tuple(str(path) for path in outputs.all)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
@@ -469,7 +471,9 @@ def _merge(
 
 def _has_former_map(job: Job, sha256: str, config: RunConfig) -> bool:
     """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
-    return _why_stale(OutputPaths.of(job.out).manifest, {}, "", sha256, config) is None
+    outputs = OutputPaths.of(job.out)
+    stale = _why_stale(outputs.manifest, {}, "", sha256, config)
+    return (stale or _why_incomplete(outputs.manifest, [outputs.raster])) is None
 
 
 def _fingerprint(part: Part) -> dict[str, Any]:
@@ -510,12 +514,12 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
         products = tuple(str(path) for path in plan.outputs.all)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
+        _check_polygons(plan.outputs)
         if on_progress is None:
             return replace(entry, status="due", why=due)
         with writing(job.out.parent):
             job.out.parent.mkdir(parents=True, exist_ok=True)
         check(plan)
-        _check_polygons(plan.outputs)
         log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
         execute(plan, on_progress)
         seconds = round(time.monotonic() - clock, 1)

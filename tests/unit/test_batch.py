@@ -1,6 +1,8 @@
 import json
 import os
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from landseg.catalog.search import SceneRef
 from landseg.catalog.validation import validate
 from landseg.config import PipelineConfig
 from landseg.errors import ConfigError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.outputs.drafts import Drafts
 from landseg.run import Plan
 from tests.conftest import Landseg, SceneMaker
 
@@ -77,12 +80,94 @@ def test_what_changed_is_mapped_again_and_the_reason_is_given(
     }
     changed = write_pipeline(overlap=0.5, batch=2)
     assert statuses(run(changed))["b"] == "mapped: options changed: overlap"
-    (tmp_path / "maps/a.gpkg").write_bytes(b"cut off")
+    (tmp_path / "maps/a.tif").write_bytes(b"cut off")
     (tmp_path / "maps/b.json").write_text("{}")
+    (tmp_path / "maps/b.gpkg").unlink()
     assert statuses(run(changed, dry_run=True)) == {
-        "a": "due: a.gpkg is not as it was written",
+        "a": "due: a.tif is not as it was written",
         "b": "due: b.json is not what this version writes",
     }
+
+
+def test_polygons_corrected_by_hand_are_not_replaced(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """Nor after a run that was killed before; those that were merely opened for editing are, and so is what is gone."""
+    maps = tmp_path / "maps"
+    run(write_pipeline(merge={}))
+    opened, corrected, region = (maps / f"{name}.gpkg" for name in ("a", "b", "region"))
+    before = opened.read_bytes()
+    with closing(sqlite3.connect(opened)) as database:
+        # As GDAL does for QGIS.
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA journal_mode=DELETE")
+    assert opened.read_bytes() != before
+    for path in (corrected, region):
+        layer = geopandas.read_file(path, layer="landuse")
+        layer.head(1).to_file(path, layer="landuse", mode="a")
+    Drafts(corrected, "strips").kept.mkdir(parents=True)
+    edited = [corrected.read_bytes(), region.read_bytes()]
+    changed = write_pipeline(merge={}, overlap=0.5)
+    assert statuses(run(changed, dry_run=True))["a"] == "due: options changed: overlap"
+    for dry_run in (True, False):
+        report = statuses(run(changed, dry_run=dry_run))
+        assert f"failed: {corrected} was changed since it was made" in report["b"]
+    assert report["a"] == "mapped: options changed: overlap"
+    assert f"failed: {region} was changed since it was made" in report["region"]
+    assert [corrected.read_bytes(), region.read_bytes()] == edited
+    corrected.unlink()
+    region.unlink()
+    assert statuses(run(changed)) == {
+        "a": "current: nothing changed",
+        "b": "mapped: options changed: overlap",
+        "region": "mapped: options changed: overlap",
+    }
+
+
+def test_polygons_that_were_published_when_a_run_was_killed_are_replaced(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    run(write_pipeline())
+    work = Drafts(maps / "a.gpkg").folder
+    work.mkdir()
+    (maps / "a.json").rename(work / "a.json")
+    assert statuses(run(write_pipeline()))["a"] == "mapped: new"
+
+
+def test_corrected_classes_of_a_shapefile_are_not_replaced(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    run(write_pipeline(format=".shp"))
+    classes = tmp_path / "maps/a.dbf"
+    content = bytearray(classes.read_bytes())
+    content[-3] ^= 1
+    classes.write_bytes(content)
+    report = statuses(run(write_pipeline(format=".shp", overlap=0.5)))
+    assert "a.dbf was changed since it was made" in report["a"]
+    assert classes.read_bytes() == content
+
+
+def test_a_corrected_map_still_stands_for_a_scene_that_fails(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """In the region, which is made of the rasters."""
+    path = write_pipeline(merge={})
+    run(path)
+    (tmp_path / "maps/a.gpkg").write_bytes(b"much corrected")
+    two_scenes[0].write_bytes(b"no raster")
+    assert statuses(run(path))["region"] == "current: nothing changed"
+
+
+def test_colours_chosen_in_qgis_are_no_reason(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    path = write_pipeline(qgis_project=True)
+    run(path)
+    for name in ("a.tif.aux.xml", "a.qml", "a.qgz"):
+        with (tmp_path / "maps" / name).open("a") as file:
+            file.write("<!-- other colours -->")
+    assert statuses(run(path))["a"] == "current: nothing changed"
 
 
 def test_another_format_is_a_reason(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
@@ -120,8 +205,8 @@ def test_another_format_replaces_no_file_that_was_there(
     assert parquet["a"] == "mapped: a.parquet is missing"
     assert "region.parquet exists" in parquet["region"]
     back = write_pipeline(**merge)
-    assert statuses(run(back, dry_run=True))["a"] == "due: a.gpkg is not in a.json"
-    assert "a.gpkg exists and is not of the map in a.json" in statuses(run(back))["a"]
+    for dry_run in (True, False):
+        assert "a.gpkg exists and is not of the map in a.json" in statuses(run(back, dry_run=dry_run))["a"]
     assert [path.read_bytes() for path in files] == before
 
 
