@@ -34,7 +34,7 @@ from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
 from landseg.outputs.drafts import Drafts, write_text, writing
-from landseg.outputs.manifest import is_as_listed, listed_files
+from landseg.outputs.manifest import classes_of, is_as_listed, listed_files
 from landseg.outputs.vector import companions, driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
@@ -337,7 +337,7 @@ def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
 def why_due(plan: Plan) -> str | None:
     """Say why a scene has to be mapped, or None if its map is current."""
     scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
-    due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle.sha256, plan.config)
+    due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle, plan.config)
     due = due or _why_incomplete(plan.outputs.manifest, plan.outputs.all[:-1])
     if due is None and is_remote(plan.info.path):
         properties = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))["properties"]
@@ -347,23 +347,26 @@ def why_due(plan: Plan) -> str | None:
 
 
 def _why_stale(
-    path: Path, source: Mapping[str, Mapping[str, Any]], changed: str, sha256: str, config: RunConfig
+    path: Path, source: Mapping[str, Mapping[str, Any]], changed: str, bundle: Bundle, config: RunConfig
 ) -> str | None:
     """Compare a manifest with what the map would be made of now; ``changed`` is what to say if ``source`` differs."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         properties = manifest["properties"]
         recorded = {key: {k: properties[key][k] for k in values} for key, values in source.items()}
-        model = properties["landseg:model"]["sha256"]
+        model = properties["landseg:model"]
+        card = (model["temperature"], manifest["assets"]["raster"]["bands"][0]["classification:classes"])
         then = RunConfig.model_validate(properties["landseg:config"]).model_dump(exclude=HOW)
     except FileNotFoundError:
         return "new"
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
         return f"{path.name} is not what this version writes"
     if recorded != source:
         return changed
-    if model != sha256:
+    if model["sha256"] != bundle.sha256:
         return "the model changed"
+    if card != (bundle.card.temperature, classes_of(bundle.card.legend)):
+        return "the model's card changed"
     now = config.model_dump(exclude=HOW)
     if options := [key for key in now if then[key] != now[key]]:
         return f"options changed: {', '.join(options)}"
@@ -422,20 +425,25 @@ def _merge(
     try:
         config = pipeline.run_config()
         failed = [job for job in jobs if entries[job.name].status == "failed"]
-        missing = [job.name for job in failed if not _has_former_map(job, bundle.sha256, config)]
+        missing = [job.name for job in failed if not _has_former_map(job, bundle, config)]
         parts = [job.part for job in jobs if job.name not in missing]
         if not parts:
             return replace(entry, why="none of its scenes has a map")
+        gone = sorted(_former_parts(outputs.manifest) - {job.name for job in jobs})
+        if gone:
+            log.warning("%s: %s no longer among the scenes", merge.name, _are(gone))
         made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
         # No project is made of a region.
         config = config.model_copy(update={"qgis_project": False})
-        due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
+        due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle, config)
         due = due or _why_incomplete(outputs.manifest, outputs.all[:-1])
         products = tuple(str(path) for path in outputs.all)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
         if missing:
             due += f"; without {', '.join(missing)}"
+        if gone:
+            due += f"; {_are(gone)} no longer among the scenes"
         if outputs.polygons.parent.is_dir():
             check_places(outputs, [job.scene.href for job in jobs], overwrite=True)
             _check_polygons(outputs)
@@ -469,10 +477,23 @@ def _merge(
         return _internal(entry, error)
 
 
-def _has_former_map(job: Job, sha256: str, config: RunConfig) -> bool:
+def _former_parts(manifest: Path) -> set[str]:
+    """Name the scenes' maps that a region was made of."""
+    try:
+        properties = json.loads(manifest.read_text(encoding="utf-8"))["properties"]
+        return {part["map"] for part in properties["landseg:merge"]["parts"]}
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        return set()
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _has_former_map(job: Job, bundle: Bundle, config: RunConfig) -> bool:
     """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
     outputs = OutputPaths.of(job.out)
-    stale = _why_stale(outputs.manifest, {}, "", sha256, config)
+    stale = _why_stale(outputs.manifest, {}, "", bundle, config)
     return (stale or _why_incomplete(outputs.manifest, [outputs.raster])) is None
 
 

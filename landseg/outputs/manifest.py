@@ -111,6 +111,11 @@ def sources_of(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     return [href if is_remote(href) else str(folder / href) for href in hrefs]
 
 
+def classes_of(legend: Legend) -> list[dict[str, Any]]:
+    """Give what the raster's asset says of the classes."""
+    return [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
+
+
 def listed_files(manifest: str) -> dict[str, Mapping[str, Any]]:
     """Give the assets that a manifest's text lists by their files' names; none if it is no manifest of landseg's."""
     try:
@@ -186,14 +191,13 @@ def write_manifest(
         },
         stac_extensions=[CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROCESSING_SCHEMA, PROJECTION_SCHEMA],
     )
-    classes = [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
     for key, product in products.items():
         extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": checksum(product)}
         suffix = product.suffix.lower()
         if suffix == ".gpkg":
             extra[CONTENT] = checksum(product, SQLITE_HEADER_BYTES)
         elif suffix == ".tif":
-            extra["bands"] = [{"name": "land use", "classification:classes": classes}, {"name": "confidence"}]
+            extra["bands"] = [{"name": "land use", "classification:classes": classes_of(legend)}, {"name": "confidence"}]
         item.add_asset(
             key,
             pystac.Asset(href=f"./{product.name}", media_type=MEDIA_TYPES[suffix], roles=["data"], extra_fields=extra),

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -224,6 +225,38 @@ def test_another_model_is_a_reason(
 
     monkeypatch.setattr(landseg.batch, "build_plan", with_other_weights)
     assert statuses(run(path, dry_run=True))["a"] == "due: the model changed"
+
+
+@pytest.mark.parametrize("change", ["temperature", "colour"])
+def test_another_card_is_a_reason(
+    two_scenes: list[Path], write_pipeline: WritePipeline, small_bundle: Path, tmp_path: Path, change: str
+) -> None:
+    bundle = tmp_path / "own"
+    shutil.copytree(small_bundle, bundle)
+    path = write_pipeline(model="own", merge={})
+    run(path)
+    card = bundle / "model.json"
+    item = json.loads(card.read_text())
+    if change == "temperature":
+        item["properties"]["landseg:temperature"] = 2.0
+    else:
+        item["properties"]["mlm:output"][0]["classification:classes"][0]["color_hint"] = "123456"
+    card.write_text(json.dumps(item))
+    assert set(statuses(run(path)).values()) == {"mapped: the model's card changed", "mapped: its scenes changed"}
+    assert set(statuses(run(path)).values()) == {"current: nothing changed"}
+
+
+def test_a_region_names_the_scenes_that_are_gone(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_pipeline(merge={})
+    run(path)
+    two_scenes[1].rename(tmp_path / "b.away")
+    why = "its scenes changed; b is no longer among the scenes"
+    assert statuses(run(path, dry_run=True))["region"] == f"due: {why}"
+    caplog.clear()
+    assert statuses(run(path))["region"] == f"mapped: {why}"
+    assert "region: b is no longer among the scenes" in caplog.text
 
 
 def test_a_dry_run_writes_nothing(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
