@@ -136,7 +136,7 @@ class CatalogQuery(Strict):
     """Scenes that a STAC catalog knows."""
 
     url: str = Field(description="a static catalog's or a STAC API's; a path or a URL")
-    collections: tuple[str, ...] = Field((), description="by default all")
+    collections: tuple[str, ...] = Field((), description="by default all that holds scenes")
     bbox: tuple[float, float, float, float] | None = Field(None, description="west, south, east, north in degrees")
     dates: str | None = Field(None, description="as 2026-03-01/2026-03-31; either end may be ..")
     max_cloud_cover: float | None = Field(None, ge=0, le=100, description="percent")
