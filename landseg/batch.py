@@ -103,6 +103,12 @@ class Entry:
     attempts: int = 1
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        for key in ("name", "scene", "why"):
+            # Of a file's name that is not UTF-8, Python keeps what can't be written or printed.
+            text = getattr(self, key).encode("utf-8", "backslashreplace").decode("utf-8")
+            object.__setattr__(self, key, text)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -115,8 +121,8 @@ class Report:
     started, seconds
         When, in UTC, and how long.
     entries
-        Every scene, in the order that they were mapped in; then the merged map, if any, and the catalog, if maps could
-        not be added to it.
+        Every scene, in the order that they were mapped in; then patterns that no file matches, the merged map, if any,
+        and, if they could not be written, the catalog and the report itself.
     finished
         False if it was stopped.
     """
@@ -217,8 +223,10 @@ def run_batch(
     started, clock = datetime.now(UTC), time.monotonic()
     # What would fail every scene is said once.
     bundle, _, _ = check_config(pipeline.run_config())
-    jobs = plan_jobs(pipeline, find_scenes(pipeline))
+    scenes, idle = find_scenes(pipeline)
+    jobs = plan_jobs(pipeline, scenes)
     entries = {job.name: Entry(job.name, hide_secrets(job.scene.href), "due", "not reached") for job in jobs}
+    entries |= {pattern: Entry(pattern, f"pattern {pattern}", "failed", why) for pattern, why in idle.items()}
 
     def report(finished: bool = True) -> Report:
         return Report(name, started, time.monotonic() - clock, tuple(entries.values()), finished)
@@ -242,23 +250,31 @@ def run_batch(
                 entries[failed.name] = failed
                 _tell(failed, len(jobs))
         except (KeyboardInterrupt, RunInterruptedError) as error:
-            _write_report(pipeline, report(finished=False))
+            if failed := _write_report(pipeline, report(finished=False)):
+                _tell(failed, len(jobs))
             mapped = report().counts.get("mapped", 0)
             raise RunInterruptedError(
                 f"stopped; {mapped} of {counted(len(jobs), 'scene')} mapped by then", "run it again to go on"
             ) from error
-        done = report()
-        _write_report(pipeline, done)
+        if failed := _write_report(pipeline, report()):
+            entries[failed.name] = failed
+            _tell(failed, len(jobs))
+    done = report()
     log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
     if pipeline.webhook is not None:
         _post(pipeline.webhook.get_secret_value(), done)
     return done
 
 
-def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
+def find_scenes(pipeline: PipelineConfig) -> tuple[list[SceneRef], dict[str, str]]:
     """List the scenes that a pipeline names: files in the order given, then the catalog's.
 
     A file that is named twice counts once. Patterns leave out what lies in the pipeline's own output folder.
+
+    Returns
+    -------
+    tuple
+        The scenes, and why a pattern names none, for those that do not.
 
     Raises
     ------
@@ -268,27 +284,30 @@ def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
         If the catalog can't be read.
     """
     paths: dict[str, None] = {}
+    idle: dict[str, str] = {}
     for path in pipeline.scenes.files:
         is_pattern = has_magic(path) and not is_remote(path) and not Path(path).exists()
-        paths |= dict.fromkeys(_matches(path, pipeline.out) if is_pattern else [path])
+        found, why = _matches(path, pipeline.out) if is_pattern else ([path], "")
+        paths |= dict.fromkeys(found)
+        if not found:
+            idle[path] = why
+            log.warning("%s: %s", path, why)
     scenes = [SceneRef(stem(path), path) for path in paths]
     if pipeline.scenes.catalog is not None:
         query = pipeline.scenes.catalog.model_dump()
         scenes += search(**query, attempts=pipeline.attempts, wait_s=pipeline.wait_s)
     if not scenes:
         raise UsageError("the pipeline names no scene that is there", "look at its files, patterns and catalog query")
-    return scenes
+    return scenes, idle
 
 
-def _matches(pattern: str, out: Path) -> list[str]:
+def _matches(pattern: str, out: Path) -> tuple[list[str], str]:
+    """Give the files that a pattern names, and what to say if there is none."""
     found = glob(pattern, recursive=True)  # noqa: PTH207 (Path's own takes no absolute pattern)
     files = [path for path in sorted(found) if Path(path).is_file()]
     others = [path for path in files if not Path(path).resolve().is_relative_to(out.resolve())]
-    if not files:
-        log.warning("no file matches %s", pattern)
-    elif not others:
-        log.warning("%s matches files of the output folder %s alone, and maps are no scenes", pattern, out)
-    return others
+    own = f"it matches files of the output folder {out} alone, and maps are no scenes"
+    return others, own if files else "no file matches it"
 
 
 def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]:
@@ -585,8 +604,14 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write_report(pipeline: PipelineConfig, report: Report) -> None:
-    write_text(pipeline.out / REPORT_FILE, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+def _write_report(pipeline: PipelineConfig, report: Report) -> Entry | None:
+    """Leave the report in the output folder; tell a failure, since it is posted and printed all the same."""
+    path = pipeline.out / REPORT_FILE
+    try:
+        write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    except LandsegError as error:
+        return Entry(REPORT_FILE, f"report {path}", "failed", str(error))
+    return None
 
 
 def _add_to_catalog(catalog: Path, entries: Iterable[Entry]) -> Entry | None:

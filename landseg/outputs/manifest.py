@@ -197,7 +197,10 @@ def write_manifest(
         if suffix == ".gpkg":
             extra[CONTENT] = checksum(product, SQLITE_HEADER_BYTES)
         elif suffix == ".tif":
-            extra["bands"] = [{"name": "land use", "classification:classes": classes_of(legend)}, {"name": "confidence"}]
+            extra["bands"] = [
+                {"name": "land use", "classification:classes": classes_of(legend)},
+                {"name": "confidence"},
+            ]
         item.add_asset(
             key,
             pystac.Asset(href=f"./{product.name}", media_type=MEDIA_TYPES[suffix], roles=["data"], extra_fields=extra),

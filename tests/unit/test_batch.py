@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import sqlite3
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
@@ -580,17 +581,70 @@ def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path, caplog: pyte
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     files = (f"{tmp_path}/**/*.tif", f"{tmp_path}/sub/[d].tif", "https://x.org/e.tif?v=*")
-    found = find_scenes(pipeline(scenes={"files": files[:1]}, out=tmp_path / "maps"))
+    found, _ = find_scenes(pipeline(scenes={"files": files[:1]}, out=tmp_path / "maps"))
     assert [scene.name for scene in found] == ["c", "[d]"]
-    found = find_scenes(pipeline(scenes={"files": [*files[1:], files[1], f"{tmp_path}/*.jp2"]}))
-    assert f"no file matches {tmp_path}/*.jp2" in caplog.text
+    found, idle = find_scenes(pipeline(scenes={"files": [*files[1:], files[1], f"{tmp_path}/*.jp2"]}))
+    assert idle == {f"{tmp_path}/*.jp2": "no file matches it"}
+    assert f"{tmp_path}/*.jp2: no file matches it" in caplog.text
     assert [(scene.name, scene.href) for scene in found] == [("[d]", files[1]), ("e", files[2])]
     with pytest.raises(UsageError, match="no scene"):
         find_scenes(pipeline(scenes={"files": [f"{tmp_path}/*.jp2"]}))
     caplog.clear()
     with pytest.raises(UsageError, match="no scene"):
         find_scenes(pipeline(scenes={"files": [f"{tmp_path}/maps/*.tif"]}, out=tmp_path / "maps"))
-    assert f"matches files of the output folder {tmp_path}/maps alone" in caplog.text
+    assert f"it matches files of the output folder {tmp_path}/maps alone" in caplog.text
+
+
+def test_a_pattern_that_matches_nothing_fails(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """As a share does that is not mounted."""
+    path = write_pipeline(scenes={"files": ["*.tif", "nas/*.tif"]}, merge={})
+    outcome = landseg("batch", path, "--json", "--quiet")
+    assert outcome.code == 5
+    entries = {entry["name"]: entry for entry in json.loads(outcome.out)["entries"]}
+    assert [entry["status"] for entry in entries.values()] == ["mapped", "mapped", "failed", "mapped"]
+    assert entries[f"{tmp_path}/nas/*.tif"]["why"] == "no file matches it"
+
+
+def test_a_report_that_can_t_be_written_is_told(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "maps/run.json").mkdir(parents=True)
+    outcome = landseg("batch", write_pipeline(webhook="http://127.0.0.1:9/hook"), "--json", "--quiet")
+    assert outcome.code == 5
+    assert "the webhook could not be reached" in outcome.err
+    *maps, report = json.loads(outcome.out)["entries"]
+    assert [entry["status"] for entry in maps] == ["mapped", "mapped"]
+    assert (report["name"], report["status"]) == ("run.json", "failed")
+    assert "can't write" in report["why"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_name_that_is_no_unicode_does_not_cost_the_report(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    two_scenes[0].rename(os.fsdecode(bytes(tmp_path) + b"/stra\xdfe.tif"))
+    outcome = landseg("batch", write_pipeline(), "--quiet")
+    assert outcome.code == 5
+    report = json.loads((tmp_path / "maps/run.json").read_text())
+    assert report["counts"] == {"mapped": 1, "failed": 1}
+    assert "stra\\udcdfe.tif" in [Path(entry["scene"]).name for entry in report["entries"]]
+
+
+def test_a_catalog_may_have_the_maps_of_its_scenes(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, small_bundle: Path, tmp_path: Path
+) -> None:
+    catalog = tmp_path / "cat.json"
+    for path, date in (
+        (two_scenes[0], ["--date", "2026-03-04"]),
+        (two_scenes[1], ["--date", "2026-03-05"]),
+        (small_bundle, []),
+    ):
+        assert landseg("catalog", "add", path, "--catalog", catalog, *date).code == 0
+    path = write_pipeline(scenes={"catalog": {"url": "cat.json"}}, catalog="cat.json", name="{scene}-map")
+    assert run(path).counts == {"mapped": 2}
+    assert run(path).counts == {"current": 2}
 
 
 def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
