@@ -132,8 +132,8 @@ def is_as_listed(path: Path, asset: Mapping[str, Any]) -> bool:
     if path.stat().st_size != asset.get("file:size"):
         return False
     if CONTENT in asset:
-        return checksum(path, SQLITE_HEADER_BYTES) == asset[CONTENT]
-    return checksum(path) == asset.get("file:checksum")
+        return checksum(path, SQLITE_HEADER_BYTES) == str(asset[CONTENT])
+    return checksum(path) == str(asset.get("file:checksum"))
 
 
 def write_manifest(
