@@ -181,7 +181,8 @@ def load_pipeline(path: Path, environment: Mapping[str, str] = os.environ) -> Pi
     ConfigError
         If a key of the file or a variable does not make sense.
     """
-    return override_by_environment(load_config(path, PipelineConfig).at(path.parent), environment)
+    pipeline = load_config(path, PipelineConfig).at(path.parent.absolute())
+    return override_by_environment(pipeline, environment).at(Path.cwd())
 
 
 def run_batch(
@@ -323,6 +324,7 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
     for scene in scenes:
         parts = {
             "scene": scene.name,
+            "folder": Path(hide_secrets(scene.href)).absolute().parent.name,
             "collection": scene.collection,
             "date": "" if scene.date is None else f"{scene.date:%Y-%m-%d}",
             "model": stem(pipeline.model),
@@ -333,7 +335,8 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
         if name in jobs:
             raise UsageError(
                 f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
-                "tell them apart by the pipeline's key 'name', for instance by {collection}-{scene}",
+                "tell them apart by the pipeline's key 'name', for instance by "
+                + ("{collection}-{scene}" if scene.collection else "{folder}-{scene}"),
             )
         jobs[name] = Job(scene, name, out)
     if pipeline.merge is not None:
@@ -591,7 +594,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Make a folder, and keep other batches out of it."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".landseg-batch.lock")
+    lock = FileLock(folder / ".landseg-batch.lock")
+    with writing(Path(lock.lock_file)):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:

@@ -121,7 +121,10 @@ def read_interval(dates: str) -> Interval:
     """Read ``2026-03-01/2026-03-31`` as the first moment that counts and the first that no longer does."""
     first, _, last = dates.partition("/")
     try:
-        return _moment(first), _moment(last or first, after=True)
+        start, after = _moment(first), _moment(last or first, after=True)
+        if start and after and start >= after:
+            raise ValueError("it ends before it begins")
+        return start, after
     except ValueError as error:
         raise UsageError(
             f"'{dates}' is no interval of dates", "give a day, or two as 2026-03-01/2026-03-31; either may be .."

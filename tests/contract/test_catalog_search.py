@@ -155,7 +155,7 @@ def test_items_without_a_raster_are_left_out_unless_their_collection_is_named(
         search(str(tmp_path / "catalog.json"), collections=["drone"])
 
 
-@pytest.mark.parametrize("dates", ["May", "2026-13-01", "2026-01-01/soon"])
+@pytest.mark.parametrize("dates", ["May", "2026-13-01", "2026-01-01/soon", "2026-02-01/2026-01-01"])
 def test_dates_that_are_none(folder: Path, dates: str) -> None:
     with pytest.raises(UsageError, match="is no interval"):
         search(str(folder / "catalog.json"), dates=dates)

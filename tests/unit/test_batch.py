@@ -26,7 +26,7 @@ from landseg.catalog import open_catalog
 from landseg.catalog.search import SceneRef
 from landseg.catalog.validation import validate
 from landseg.config import PipelineConfig
-from landseg.errors import ConfigError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.errors import ConfigError, DiskError, ResourceError, RunInterruptedError, SceneError, UsageError
 from landseg.outputs.drafts import Drafts
 from landseg.run import Plan
 from tests.conftest import Landseg, SceneMaker
@@ -557,6 +557,11 @@ def test_names_follow_the_template() -> None:
     assert job.out == Path("maps/2026-03-04/sentinel_S2A-31.fgb")
     (job,) = plan_jobs(pipeline(name="{scene}-{model}"), [SceneRef("a.b", "a.b.tif")])
     assert job.out == Path("maps/a.b-pspnet-r18-dubai.gpkg")
+    months = [SceneRef("city", f"{place}/2026-0{n}/city.tif") for n, place in ((1, "in"), (2, "https://x.org"))]
+    with pytest.raises(UsageError, match=r"\{folder\}-\{scene\}"):
+        plan_jobs(pipeline(), months)
+    jobs = plan_jobs(pipeline(name="{folder}-{scene}"), months)
+    assert [job.name for job in jobs] == ["2026-01-city", "2026-02-city"]
 
 
 @pytest.mark.parametrize(
@@ -604,7 +609,7 @@ def test_a_pattern_that_matches_nothing_fails(
     assert outcome.code == 5
     entries = {entry["name"]: entry for entry in json.loads(outcome.out)["entries"]}
     assert [entry["status"] for entry in entries.values()] == ["mapped", "mapped", "failed", "mapped"]
-    assert entries[f"{tmp_path}/nas/*.tif"]["why"] == "no file matches it"
+    assert entries[str(tmp_path / "nas/*.tif")]["why"] == "no file matches it"
 
 
 def test_a_report_that_can_t_be_written_is_told(
@@ -647,6 +652,56 @@ def test_a_catalog_may_have_the_maps_of_its_scenes(
     assert run(path).counts == {"current": 2}
 
 
+def test_paths_are_told_in_full(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since whoever reads the report does not know the working folder."""
+    monkeypatch.chdir(tmp_path)
+    path = write_pipeline()
+    report = run_batch(load_pipeline(Path(path.name), {"LANDSEG_OUT": "elsewhere"}), "all")
+    assert [entry.scene for entry in report.entries] == [str(path) for path in two_scenes]
+    assert report.entries[0].outputs[-1] == str(tmp_path / "elsewhere/a.json")
+
+
+def test_a_lock_that_can_t_be_taken_is_named(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "maps/.landseg-batch.lock").mkdir(parents=True)
+    with pytest.raises(DiskError, match=r"\.landseg-batch\.lock"):
+        run(write_pipeline())
+
+
+def test_a_tilde_is_the_home_folder(
+    write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    path = write_pipeline(scenes={"files": ["~/a.tif", "~/in/*.tif"]}, out="~/maps", catalog="~/catalog.json")
+    config = load_pipeline(path, {})
+    home = tmp_path / "home"
+    assert (config.out, config.catalog) == (home / "maps", home / "catalog.json")
+    assert config.scenes.files == (str(home / "a.tif"), str(home / "in/*.tif"))
+    assert load_pipeline(path, {"LANDSEG_OUT": "~/other"}).out == home / "other"
+
+
+def test_a_day_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("out: maps\nscenes: {catalog: {url: c, dates: 2026-03-01}}\n")
+    query = load_pipeline(path, {}).scenes.catalog
+    assert query is not None
+    assert query.dates == "2026-03-01"
+
+
+def test_brackets_in_the_pipeline_s_folder_are_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "t2[1]"
+    folder.mkdir()
+    (folder / "a.tif").touch()
+    path = folder / "p.yaml"
+    path.write_text("out: maps\nscenes: {files: ['*.tif']}\n")
+    scenes, _ = find_scenes(load_pipeline(path, {}))
+    assert [scene.href for scene in scenes] == [str(folder / "a.tif")]
+
+
 def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text("scenes: {files: [a.tif, https://x.org/b.tif], catalog: {url: ../catalog.json}}\nout: maps\n")
@@ -658,7 +713,7 @@ def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
     assert config.model == "pspnet-r18-dubai"
 
 
-def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) -> None:
+def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline, caplog: pytest.LogCaptureFixture) -> None:
     environment = {
         "LANDSEG_OUT": "elsewhere",
         "LANDSEG_MIN_AREA": "1ha",
@@ -670,11 +725,15 @@ def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) ->
         "LANDSEG_SERVICE_HOST": "not ours",
     }
     config = load_pipeline(write_pipeline(overlap=0.5), environment)
-    assert (config.out, config.min_area, config.bands, config.overlap) == (Path("elsewhere"), 1e4, (3, 2, 1), 0.5)
+    assert (config.out, config.min_area) == (Path.cwd() / "elsewhere", 1e4)
+    assert (config.bands, config.overlap) == ((3, 2, 1), 0.5)
     assert config.picture
     assert config.name == "{date}_{scene}"
     assert Path(config.model).name == "small"
     assert "secret" not in f"{config} {config.model_dump_json()}"
+    assert caplog.text == ""
+    load_pipeline(write_pipeline(), {"LANDSEG_MIN_ARAE": "1ha"})
+    assert "no setting LANDSEG_MIN_ARAE; did you mean LANDSEG_MIN_AREA?" in caplog.text
     with pytest.raises(ConfigError, match="LANDSEG_OVERLAP is 2"):
         load_pipeline(write_pipeline(), {"LANDSEG_OVERLAP": "2"})
     with pytest.raises(ConfigError, match="LANDSEG_BANDS is '\\[3': not YAML"):
@@ -688,6 +747,11 @@ def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) ->
         ("out: maps\nscenes: {}", "name what to map"),
         ("out: maps\nscenes: {files: [a.tif]}\nname: '{city}'", "no {city}; known are {scene}"),
         ("out: maps\nscenes: {files: [a.tif]}\nname: '{scene'", "name"),
+        ("out: maps\nscenes: {files: [a.tif]}\nname: '{date:%Y}_{scene}'", "{date} stands alone"),
+        ("out: maps\nscenes: {files: [a.tif]}\nname: '{scene!r}'", "{scene} stands alone"),
+        ("out: maps\nscenes: {files: [a.tif]}\nout: other", "line 3, column 1: 'out' is there twice, first in line 1"),
+        ("out: maps\nscenes: {catalog: {url: c, bbox: [55, 25.3, 56, 25.1]}}", "the south before the north"),
+        ("out: maps\nscenes: {catalog: {url: c, dates: 2026-03-02/2026-03-01}}", "is no interval"),
         ("out: maps\nscenes: {files: [a.tif]}\noverwrite: true", "unknown key 'overwrite'"),
         ("out: maps\nscenes: {catalog: {url: c, dates: May}}", "is no interval"),
     ],
