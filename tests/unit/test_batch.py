@@ -634,7 +634,9 @@ def test_a_name_that_is_no_unicode_does_not_cost_the_report(
     assert outcome.code == 5
     report = json.loads((tmp_path / "maps/run.json").read_text())
     assert report["counts"] == {"mapped": 1, "failed": 1}
-    assert "stra\\udcdfe.tif" in [Path(entry["scene"]).name for entry in report["entries"]]
+    (failed,) = [entry for entry in report["entries"] if entry["status"] == "failed"]
+    assert Path(failed["scene"]).name == "stra\\udcdfe.tif"
+    assert "is not UTF-8" in failed["why"]
 
 
 def test_a_catalog_may_have_the_maps_of_its_scenes(
