@@ -34,7 +34,7 @@ from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
 from landseg.outputs.drafts import Drafts, write_text, writing
-from landseg.outputs.manifest import listed_files
+from landseg.outputs.manifest import classes_of, is_as_listed, listed_files
 from landseg.outputs.vector import companions, driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
@@ -60,6 +60,9 @@ WEBHOOK_TIMEOUT_S = 20.0
 
 HOW = {"model", "device", "batch", *UNRECORDED}
 """Options that do not change a map; the model counts by its weights and not by its name."""
+
+_RESTYLED = {".xml", ".qml", ".qgz"}
+"""Suffixes of what QGIS writes anew when somebody looks at a map in other colours."""
 
 _UNFIT = re.compile(r"[^\w.+-]+")
 """What an item's id may hold and a file's name should not."""
@@ -100,6 +103,12 @@ class Entry:
     attempts: int = 1
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        for key in ("name", "scene", "why"):
+            # Of a file's name that is not UTF-8, Python keeps what can't be written or printed.
+            text = getattr(self, key).encode("utf-8", "backslashreplace").decode("utf-8")
+            object.__setattr__(self, key, text)
+
 
 @dataclass(frozen=True)
 class Report:
@@ -112,8 +121,8 @@ class Report:
     started, seconds
         When, in UTC, and how long.
     entries
-        Every scene, in the order that they were mapped in; then the merged map, if any, and the catalog, if maps could
-        not be added to it.
+        Every scene, in the order that they were mapped in; then patterns that no file matches, the merged map, if any,
+        and, if they could not be written, the catalog and the report itself.
     finished
         False if it was stopped.
     """
@@ -172,7 +181,8 @@ def load_pipeline(path: Path, environment: Mapping[str, str] = os.environ) -> Pi
     ConfigError
         If a key of the file or a variable does not make sense.
     """
-    return override_by_environment(load_config(path, PipelineConfig).at(path.parent), environment)
+    pipeline = load_config(path, PipelineConfig).at(path.parent.absolute())
+    return override_by_environment(pipeline, environment).at(Path.cwd())
 
 
 def run_batch(
@@ -214,8 +224,10 @@ def run_batch(
     started, clock = datetime.now(UTC), time.monotonic()
     # What would fail every scene is said once.
     bundle, _, _ = check_config(pipeline.run_config())
-    jobs = plan_jobs(pipeline, find_scenes(pipeline))
+    scenes, idle = find_scenes(pipeline)
+    jobs = plan_jobs(pipeline, scenes)
     entries = {job.name: Entry(job.name, hide_secrets(job.scene.href), "due", "not reached") for job in jobs}
+    entries |= {pattern: Entry(pattern, f"pattern {pattern}", "failed", why) for pattern, why in idle.items()}
 
     def report(finished: bool = True) -> Report:
         return Report(name, started, time.monotonic() - clock, tuple(entries.values()), finished)
@@ -239,23 +251,31 @@ def run_batch(
                 entries[failed.name] = failed
                 _tell(failed, len(jobs))
         except (KeyboardInterrupt, RunInterruptedError) as error:
-            _write_report(pipeline, report(finished=False))
+            if failed := _write_report(pipeline, report(finished=False)):
+                _tell(failed, len(jobs))
             mapped = report().counts.get("mapped", 0)
             raise RunInterruptedError(
                 f"stopped; {mapped} of {counted(len(jobs), 'scene')} mapped by then", "run it again to go on"
             ) from error
-        done = report()
-        _write_report(pipeline, done)
+        if failed := _write_report(pipeline, report()):
+            entries[failed.name] = failed
+            _tell(failed, len(jobs))
+    done = report()
     log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
     if pipeline.webhook is not None:
         _post(pipeline.webhook.get_secret_value(), done)
     return done
 
 
-def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
+def find_scenes(pipeline: PipelineConfig) -> tuple[list[SceneRef], dict[str, str]]:
     """List the scenes that a pipeline names: files in the order given, then the catalog's.
 
     A file that is named twice counts once. Patterns leave out what lies in the pipeline's own output folder.
+
+    Returns
+    -------
+    tuple
+        The scenes, and why a pattern names none, for those that do not.
 
     Raises
     ------
@@ -265,27 +285,30 @@ def find_scenes(pipeline: PipelineConfig) -> list[SceneRef]:
         If the catalog can't be read.
     """
     paths: dict[str, None] = {}
+    idle: dict[str, str] = {}
     for path in pipeline.scenes.files:
         is_pattern = has_magic(path) and not is_remote(path) and not Path(path).exists()
-        paths |= dict.fromkeys(_matches(path, pipeline.out) if is_pattern else [path])
+        found, why = _matches(path, pipeline.out) if is_pattern else ([path], "")
+        paths |= dict.fromkeys(found)
+        if not found:
+            idle[path] = why
+            log.warning("%s: %s", path, why)
     scenes = [SceneRef(stem(path), path) for path in paths]
     if pipeline.scenes.catalog is not None:
         query = pipeline.scenes.catalog.model_dump()
         scenes += search(**query, attempts=pipeline.attempts, wait_s=pipeline.wait_s)
     if not scenes:
         raise UsageError("the pipeline names no scene that is there", "look at its files, patterns and catalog query")
-    return scenes
+    return scenes, idle
 
 
-def _matches(pattern: str, out: Path) -> list[str]:
+def _matches(pattern: str, out: Path) -> tuple[list[str], str]:
+    """Give the files that a pattern names, and what to say if there is none."""
     found = glob(pattern, recursive=True)  # noqa: PTH207 (Path's own takes no absolute pattern)
     files = [path for path in sorted(found) if Path(path).is_file()]
     others = [path for path in files if not Path(path).resolve().is_relative_to(out.resolve())]
-    if not files:
-        log.warning("no file matches %s", pattern)
-    elif not others:
-        log.warning("%s matches files of the output folder %s alone, and maps are no scenes", pattern, out)
-    return others
+    own = f"it matches files of the output folder {out} alone, and maps are no scenes"
+    return others, own if files else "no file matches it"
 
 
 def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]:
@@ -301,6 +324,7 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
     for scene in scenes:
         parts = {
             "scene": scene.name,
+            "folder": Path(hide_secrets(scene.href)).absolute().parent.name,
             "collection": scene.collection,
             "date": "" if scene.date is None else f"{scene.date:%Y-%m-%d}",
             "model": stem(pipeline.model),
@@ -311,7 +335,8 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
         if name in jobs:
             raise UsageError(
                 f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
-                "tell them apart by the pipeline's key 'name', for instance by {collection}-{scene}",
+                "tell them apart by the pipeline's key 'name', for instance by "
+                + ("{collection}-{scene}" if scene.collection else "{folder}-{scene}"),
             )
         jobs[name] = Job(scene, name, out)
     if pipeline.merge is not None:
@@ -334,8 +359,8 @@ def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
 def why_due(plan: Plan) -> str | None:
     """Say why a scene has to be mapped, or None if its map is current."""
     scene = {"landseg:scene": {"fingerprint": plan.scene_fingerprint}}
-    due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle.sha256, plan.config)
-    due = due or _why_incomplete(plan.outputs)
+    due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle, plan.config)
+    due = due or _why_incomplete(plan.outputs.manifest, plan.outputs.all[:-1])
     if due is None and is_remote(plan.info.path):
         properties = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))["properties"]
         # A server may give tomorrow what it did not today; a damaged file on disk stays as it is until it changes.
@@ -344,61 +369,63 @@ def why_due(plan: Plan) -> str | None:
 
 
 def _why_stale(
-    path: Path, source: Mapping[str, Mapping[str, Any]], changed: str, sha256: str, config: RunConfig
+    path: Path, source: Mapping[str, Mapping[str, Any]], changed: str, bundle: Bundle, config: RunConfig
 ) -> str | None:
     """Compare a manifest with what the map would be made of now; ``changed`` is what to say if ``source`` differs."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         properties = manifest["properties"]
         recorded = {key: {k: properties[key][k] for k in values} for key, values in source.items()}
-        model = properties["landseg:model"]["sha256"]
+        model = properties["landseg:model"]
+        card = (model["temperature"], manifest["assets"]["raster"]["bands"][0]["classification:classes"])
         then = RunConfig.model_validate(properties["landseg:config"]).model_dump(exclude=HOW)
-        sizes = {asset["href"]: asset["file:size"] for asset in manifest["assets"].values()}
     except FileNotFoundError:
         return "new"
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
         return f"{path.name} is not what this version writes"
     if recorded != source:
         return changed
-    if model != sha256:
+    if model["sha256"] != bundle.sha256:
         return "the model changed"
+    if card != (bundle.card.temperature, classes_of(bundle.card.legend)):
+        return "the model's card changed"
     now = config.model_dump(exclude=HOW)
     if options := [key for key in now if then[key] != now[key]]:
         return f"options changed: {', '.join(options)}"
-    for name, size in sizes.items():
-        file = path.parent / name
-        if not file.exists():
-            return f"{file.name} is missing"
-        if file.stat().st_size != size:
-            return f"{file.name} is not as it was written"
     return None
 
 
-def _why_incomplete(outputs: OutputPaths) -> str | None:
+def _why_incomplete(manifest: Path, files: Iterable[Path]) -> str | None:
     """Say what a map whose manifest is current lacks: its polygons may be of another format than those asked for."""
-    for path in outputs.all:
+    listed = listed_files(manifest.read_text("utf-8", "replace"))
+    for path in files:
         if not path.exists():
             return f"{path.name} is missing"
-    return None if _is_listed(outputs) else f"{outputs.polygons.name} is not in {outputs.manifest.name}"
-
-
-def _is_listed(outputs: OutputPaths) -> bool:
-    """Tell whether the polygons are of the map that the manifest describes."""
-    manifest = outputs.manifest
-    return manifest.exists() and outputs.polygons.name in listed_files(manifest.read_text("utf-8", "replace"))
+        if path.name not in listed:
+            return f"{path.name} is not in {manifest.name}"
+        if path.suffix not in _RESTYLED and path.stat().st_size != listed[path.name].get("file:size"):
+            return f"{path.name} is not as it was written"
+    return None
 
 
 def _check_polygons(outputs: OutputPaths) -> None:
-    """Refuse to replace polygons of an earlier format or the user's own: no ``--overwrite`` has named them.
+    """Refuse to replace polygons of an earlier format, or the user's work: no ``--overwrite`` has named them.
 
-    A run that was killed has left its folder, and perhaps polygons without their manifest.
+    A run that was killed may have left polygons at their place and their manifest in its folder.
     """
-    if _is_listed(outputs) or Drafts(outputs.polygons).folder.is_dir():
-        return
+    manifests = (outputs.manifest, Drafts(outputs.polygons).path(outputs.manifest))
+    listings = [listed_files(path.read_text("utf-8", "replace")) for path in manifests if path.is_file()]
     for path in (outputs.polygons, *companions(outputs.polygons)):
-        if path.exists():
+        if not path.exists():
+            continue
+        assets = [listed[path.name] for listed in listings if path.name in listed]
+        if not assets:
             raise OutputExistsError(
                 f"{path} exists and is not of the map in {outputs.manifest.name}", "move it away, or change 'format'"
+            )
+        if not any(is_as_listed(path, asset) for asset in assets):
+            raise OutputExistsError(
+                f"{path} was changed since it was made", "move it away, or delete it to have it made anew"
             )
 
 
@@ -420,20 +447,25 @@ def _merge(
     try:
         config = pipeline.run_config()
         failed = [job for job in jobs if entries[job.name].status == "failed"]
-        missing = [job.name for job in failed if not _has_former_map(job, bundle.sha256, config)]
+        missing = [job.name for job in failed if not _has_former_map(job, bundle, config)]
         parts = [job.part for job in jobs if job.name not in missing]
         if not parts:
             return replace(entry, why="none of its scenes has a map")
+        gone = sorted(_former_parts(outputs.manifest) - {job.name for job in jobs})
+        if gone:
+            log.warning("%s: %s no longer among the scenes", merge.name, _are(gone))
         made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
         # No project is made of a region.
         config = config.model_copy(update={"qgis_project": False})
-        due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle.sha256, config)
-        due = due or _why_incomplete(outputs)
+        due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle, config)
+        due = due or _why_incomplete(outputs.manifest, outputs.all[:-1])
         products = tuple(str(path) for path in outputs.all)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
         if missing:
             due += f"; without {', '.join(missing)}"
+        if gone:
+            due += f"; {_are(gone)} no longer among the scenes"
         if outputs.polygons.parent.is_dir():
             check_places(outputs, [job.scene.href for job in jobs], overwrite=True)
             _check_polygons(outputs)
@@ -467,9 +499,24 @@ def _merge(
         return _internal(entry, error)
 
 
-def _has_former_map(job: Job, sha256: str, config: RunConfig) -> bool:
+def _former_parts(manifest: Path) -> set[str]:
+    """Name the scenes' maps that a region was made of."""
+    try:
+        properties = json.loads(manifest.read_text(encoding="utf-8"))["properties"]
+        return {part["map"] for part in properties["landseg:merge"]["parts"]}
+    except (OSError, LookupError, TypeError, ValueError, AttributeError):
+        return set()
+
+
+def _are(names: Sequence[str]) -> str:
+    return f"{', '.join(names)} {'is' if len(names) == 1 else 'are'}"
+
+
+def _has_former_map(job: Job, bundle: Bundle, config: RunConfig) -> bool:
     """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
-    return _why_stale(OutputPaths.of(job.out).manifest, {}, "", sha256, config) is None
+    outputs = OutputPaths.of(job.out)
+    stale = _why_stale(outputs.manifest, {}, "", bundle, config)
+    return (stale or _why_incomplete(outputs.manifest, [outputs.raster])) is None
 
 
 def _fingerprint(part: Part) -> dict[str, Any]:
@@ -510,12 +557,12 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
         products = tuple(str(path) for path in plan.outputs.all)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=products)
+        _check_polygons(plan.outputs)
         if on_progress is None:
             return replace(entry, status="due", why=due)
         with writing(job.out.parent):
             job.out.parent.mkdir(parents=True, exist_ok=True)
         check(plan)
-        _check_polygons(plan.outputs)
         log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
         execute(plan, on_progress)
         seconds = round(time.monotonic() - clock, 1)
@@ -547,7 +594,8 @@ def _locked(folder: Path) -> Iterator[None]:
     """Make a folder, and keep other batches out of it."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".landseg-batch.lock")
+    lock = FileLock(folder / ".landseg-batch.lock")
+    with writing(Path(lock.lock_file)):
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
@@ -560,8 +608,14 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _write_report(pipeline: PipelineConfig, report: Report) -> None:
-    write_text(pipeline.out / REPORT_FILE, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+def _write_report(pipeline: PipelineConfig, report: Report) -> Entry | None:
+    """Leave the report in the output folder; tell a failure, since it is posted and printed all the same."""
+    path = pipeline.out / REPORT_FILE
+    try:
+        write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    except LandsegError as error:
+        return Entry(REPORT_FILE, f"report {path}", "failed", str(error))
+    return None
 
 
 def _add_to_catalog(catalog: Path, entries: Iterable[Entry]) -> Entry | None:

@@ -8,12 +8,13 @@ SHA256_MULTIHASH = "1220"
 """What a multihash of this kind begins with."""
 
 
-def checksum(path: Path) -> str:
-    """Give a file's SHA-256 as a multihash."""
-    return SHA256_MULTIHASH + sha256_of(path)
+def checksum(path: Path, skipped_bytes: int = 0) -> str:
+    """Give the SHA-256 of a file, or of what follows its first bytes, as a multihash."""
+    return SHA256_MULTIHASH + sha256_of(path, skipped_bytes)
 
 
-def sha256_of(path: Path) -> str:
-    """Give a file's SHA-256 in hexadecimal digits."""
+def sha256_of(path: Path, skipped_bytes: int = 0) -> str:
+    """Give the SHA-256 of a file, or of what follows its first bytes, in hexadecimal digits."""
     with path.open("rb") as file:
+        file.seek(skipped_bytes)
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,10 +5,13 @@ its line and column, and the nearest known key.
 """
 
 import difflib
+import logging
+import os
 import re
 import string
 from collections.abc import Callable, Mapping
 from datetime import date
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
@@ -31,6 +34,8 @@ from yaml.constructor import SafeConstructor
 from landseg.errors import ConfigError
 from landseg.hrefs import is_remote
 from landseg.legend import LandClass, Legend
+
+log = logging.getLogger(__name__)
 
 EXTENDS = "extends"
 """Key of a configuration file that names the one it goes on from."""
@@ -70,6 +75,16 @@ def _local(value: Any) -> Any:
     return value
 
 
+def _unquoted(value: Any) -> Any:
+    # A day without quotes is a date to YAML.
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _at_home(path: str) -> str:
+    """Give a path whose ``~`` is the home folder, if there is one."""
+    return os.path.expanduser(path) if Path(path).parts[:1] == ("~",) else path  # noqa: PTH111 (Path's own raises)
+
+
 ON_DISK = BeforeValidator(_local)
 """Marks a place that can't be on object storage."""
 
@@ -82,7 +97,7 @@ Length = Annotated[float, _measured(_METRES), Field(ge=0)]
 Size = Annotated[float, _measured(_BYTES), Field(gt=0)]
 """Bytes, or text such as 2GB or 512MiB."""
 
-NAME_PARTS = ("scene", "collection", "date", "model")
+NAME_PARTS = ("scene", "folder", "collection", "date", "model")
 """What the name of a map may be made of."""
 
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
@@ -94,6 +109,11 @@ class Strict(BaseModel):
     """Base of all configuration: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        return Path(_at_home(str(value))) if isinstance(value, Path) else value
 
 
 class PolygonConfig(Strict):
@@ -140,11 +160,23 @@ class CatalogQuery(Strict):
     """Scenes that a STAC catalog knows."""
 
     url: str = Field(description="a static catalog's or a STAC API's; a path or a URL")
-    collections: tuple[str, ...] = Field((), description="by default all")
+    collections: tuple[str, ...] = Field((), description="by default all that holds scenes")
     bbox: tuple[float, float, float, float] | None = Field(None, description="west, south, east, north in degrees")
-    dates: str | None = Field(None, description="as 2026-03-01/2026-03-31; either end may be ..")
+    dates: Annotated[str | None, BeforeValidator(_unquoted)] = Field(
+        None, description="as 2026-03-01/2026-03-31; either end may be .."
+    )
     max_cloud_cover: float | None = Field(None, ge=0, le=100, description="percent")
     asset: str | None = Field(None, description="which of an item's files; by default the one whose role is data")
+
+    @field_validator("bbox")
+    @classmethod
+    def _on_earth(cls, bbox: tuple[float, float, float, float] | None) -> tuple[float, float, float, float] | None:
+        # West may be east of east: across the 180th meridian.
+        if bbox is not None:
+            west, south, east, north = bbox
+            if not (-90 <= south <= north <= 90 and -180 <= west <= 180 and -180 <= east <= 180):
+                raise ValueError("give west, south, east, north in degrees, the south before the north")
+        return bbox
 
 
 class ScenesConfig(Strict):
@@ -177,7 +209,9 @@ class PipelineConfig(MapConfig):
 
     scenes: ScenesConfig
     out: Annotated[Path, ON_DISK] = Field(description="folder of the maps; made if need be")
-    name: str = Field("{scene}", description="name of a scene's map, of {scene}, {collection}, {date} and {model}")
+    name: str = Field(
+        "{scene}", description="name of a scene's map, of {scene}, {folder}, {collection}, {date} and {model}"
+    )
     format: str = Field(".gpkg", description="suffix of the polygons' format")
     merge: MergeConfig | None = None
     catalog: Annotated[Path | None, ON_DISK] = Field(
@@ -190,23 +224,31 @@ class PipelineConfig(MapConfig):
     @field_validator("name")
     @classmethod
     def _known_parts(cls, name: str) -> str:
-        parts = {part for _, part, _, _ in string.Formatter().parse(name) if part is not None}
-        if unknown := sorted(parts - set(NAME_PARTS)):
-            raise ValueError(f"there is no {{{unknown[0]}}}; known are {', '.join(f'{{{p}}}' for p in NAME_PARTS)}")
+        for _, part, spec, conversion in string.Formatter().parse(name):
+            if part is not None and part not in NAME_PARTS:
+                raise ValueError(f"there is no {{{part}}}; known are {', '.join(f'{{{p}}}' for p in NAME_PARTS)}")
+            if spec or conversion:
+                raise ValueError(f"{{{part}}} stands alone: it takes no format, as after ':' or '!'")
         return name
 
     def at(self, folder: Path) -> Self:
         """Give the same pipeline with its relative paths starting at a folder."""
 
         def placed(path: str) -> str:
-            return path if is_remote(path) else str(folder / path)
+            return path if is_remote(path) else str(folder / _at_home(path))
+
+        def placed_pattern(path: str) -> str:
+            if not has_magic(path) or is_remote(path) or Path(placed(path)).exists():
+                return placed(path)
+            # What is a pattern's own in the folder's name is none of the pattern.
+            return str(Path(escape(str(folder))) / _at_home(path))
 
         query = self.scenes.catalog
         scenes = ScenesConfig(
-            files=tuple(placed(path) for path in self.scenes.files),
+            files=tuple(placed_pattern(path) for path in self.scenes.files),
             catalog=None if query is None else query.model_copy(update={"url": placed(query.url)}),
         )
-        bundle = folder / self.model
+        bundle = folder / _at_home(self.model)
         return self.model_copy(
             update={
                 "scenes": scenes,
@@ -573,6 +615,7 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
         If the file is missing, not YAML, or has an unknown or ill-typed key.
     """
     root = _composed(path)
+    _check_twice(root)
     try:
         data = None if root is None else SafeConstructor().construct_document(root)
     except yaml.MarkedYAMLError as error:
@@ -610,6 +653,24 @@ def _composed(path: Path, extending: tuple[Path, ...] = ()) -> yaml.Node | None:
     if not isinstance(below, yaml.MappingNode):
         raise ConfigError(f"{_place(key.start_mark)}: {base} holds no keys")
     return _put_over(below, yaml.MappingNode(root.tag, [one for one in root.value if one is not named]))
+
+
+def _check_twice(node: yaml.Node | None) -> None:
+    """Refuse a key that a mapping has twice: YAML would have the last win."""
+    if isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_twice(value)
+    elif isinstance(node, yaml.MappingNode):
+        marks: dict[tuple[str, str], yaml.Mark] = {}
+        for key, value in node.value:
+            # 1 and "1" are two.
+            name = (key.tag, str(key.value))
+            if name in marks:
+                raise ConfigError(
+                    f"{_place(key.start_mark)}: '{key.value}' is there twice, first in line {marks[name].line + 1}"
+                )
+            marks[name] = key.start_mark
+            _check_twice(value)
 
 
 def _put_over(below: yaml.Node, node: yaml.Node) -> yaml.Node:
@@ -669,6 +730,12 @@ def override_by_environment(config: ConfigT, environment: Mapping[str, str]) -> 
     ConfigError
         If a value does not make sense; the message names the variable.
     """
+    known = {_variable(key) for key in type(config).model_fields}
+    for name in sorted(environment):
+        # Kubernetes tells of a service that is called landseg by such names.
+        if name.startswith("LANDSEG_") and name not in known and not re.match("LANDSEG_(SERVICE|PORT)", name):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            log.warning("there is no setting %s%s", name, f"; did you mean {near[0]}?" if near else "")
     given: dict[str, Any] = {}
     for key, field in type(config).model_fields.items():
         text = environment.get(_variable(key))

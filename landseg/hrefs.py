@@ -66,14 +66,16 @@ def open_s3(bucket: str) -> "FileSystem":
 def from_folder(href: str, folder: Path | None) -> str:
     """Name a local file as a document in a folder does, by its relative path; others are left as they are.
 
-    A document that is in no folder of this machine names it by its whole path.
+    A document that is in no folder of this machine names it by its whole path. Folders that are links count as what
+    they lead to, since that is where .. goes up from.
     """
     if not Path(href).exists():
         return href
     if folder is None:
         return Path(href).resolve().as_posix()
     try:
-        return Path(os.path.relpath(href, folder)).as_posix()
+        place = Path(href).absolute()
+        return Path(os.path.relpath(place.parent.resolve() / place.name, folder.resolve())).as_posix()
     except ValueError:  # on another drive of Windows
         return Path(href).resolve().as_posix()
 

@@ -26,7 +26,7 @@ from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
 from landseg.outputs.raster import LabelRaster, read_labels
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import companions, draw_layer
+from landseg.outputs.vector import companions, draw_layer, layer_products
 from landseg.polygons.merge import Merging
 from landseg.polygons.strips import PIXELS_AT_ONCE, threads_within
 from landseg.scene import RasterScene, describe_scene
@@ -249,7 +249,7 @@ def write_region(
             tolerance_m=simplify_m,
             threads=threads_within(polygons_bytes, grid.shape[1], cores()),
         )
-        products = {"polygons": polygons, "raster": raster, "raster-classes": sidecar, "style": style}
+        products = {**layer_products(polygons), "raster": raster, "raster-classes": sidecar, "style": style}
         if picture is not None:
             from landseg.outputs.picture import PICTURE_PX, draw_picture  # matplotlib is slow to import
 

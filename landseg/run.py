@@ -59,7 +59,7 @@ from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.storage import StorageFolder
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import check_format, companions, draw_layer
+from landseg.outputs.vector import check_format, companions, draw_layer, layer_products
 from landseg.polygonizing import check_minima, merging_of
 from landseg.polygons.strips import projected_bytes, threads_within
 from landseg.predict import choose_device, choose_precision
@@ -601,7 +601,7 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
                 folder=outputs.folder,
             )
         products = {
-            "polygons": outputs.polygons,
+            **layer_products(outputs.polygons),
             "raster": outputs.raster,
             "raster-classes": outputs.sidecar,
             "style": outputs.style,

@@ -250,6 +250,8 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                 files=files,
                 stamp=_stamp(path, files),
             )
+    except UnicodeEncodeError as error:
+        raise SceneError(f"the name {path!a} is not UTF-8, and GDAL opens no other", "rename it") from error
     except RasterioIOError as error:
         detail = str(error).replace(path, "").strip(" :'")
         raise SceneError(f"can't read {path} as a raster", detail or None) from error

@@ -1,5 +1,6 @@
 """Scenes that a catalog knows: a static STAC catalog on disk or behind HTTP, or a STAC API."""
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from urllib3 import Retry
 from landseg.catalog import UNREADABLE, in_utc, times_of
 from landseg.errors import CatalogError, UsageError
 from landseg.hrefs import hide_secrets, local_path
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
 """Of a catalog's server, for a connection and for an answer."""
@@ -72,7 +75,7 @@ def search(
     url
         Path or URL of a static catalog, or a STAC API's.
     collections
-        Ids; all if empty.
+        Ids; if empty, all items but landseg's own maps, models, and those without a raster.
     bbox
         (west, south, east, north) in degrees that the scene must touch.
     dates
@@ -89,7 +92,7 @@ def search(
     UsageError
         If ``dates`` makes no sense.
     CatalogError
-        If the catalog can't be read, or an item has no such asset.
+        If the catalog can't be read, or an item of a collection that was named has no raster, or no such asset.
     """
     interval = None if dates is None else read_interval(dates)
     retry = Retry(
@@ -109,6 +112,8 @@ def search(
         raise CatalogError(f"the server of the catalog {url} does not give it", f"{error}".splitlines()[0]) from error
     except (*UNREADABLE, ClientTypeError) as error:
         raise CatalogError(f"can't read the catalog {url}", f"{error}".splitlines()[0]) from error
+    if not collections:
+        items = [item for item in items if _is_scene(item, asset)]
     return [_scene(item, asset) for item in sorted(items, key=lambda item: (times_of(item)[1] or _NEVER, item.id))]
 
 
@@ -116,7 +121,10 @@ def read_interval(dates: str) -> Interval:
     """Read ``2026-03-01/2026-03-31`` as the first moment that counts and the first that no longer does."""
     first, _, last = dates.partition("/")
     try:
-        return _moment(first), _moment(last or first, after=True)
+        start, after = _moment(first), _moment(last or first, after=True)
+        if start and after and start >= after:
+            raise ValueError("it ends before it begins")
+        return start, after
     except ValueError as error:
         raise UsageError(
             f"'{dates}' is no interval of dates", "give a day, or two as 2026-03-01/2026-03-31; either may be .."
@@ -171,6 +179,17 @@ def _is_clear(item: pystac.Item, max_cloud_cover: float | None) -> bool:
     return max_cloud_cover is None or float(item.properties.get("eo:cloud_cover") or 0) <= max_cloud_cover
 
 
+def _is_scene(item: pystac.Item, asset: str | None) -> bool:
+    """Tell whether an item is there to be mapped, where no collection was named: a catalog has models and maps too."""
+    if item.properties.keys() & {"landseg:areas", "mlm:name"}:
+        log.info("the item %s is a map or a model, and no scene", item.id)
+    elif asset is None and _image_of(item, asset) is None:
+        log.warning("the item %s has no raster to map", item.id)
+    else:
+        return True
+    return False
+
+
 def _scene(item: pystac.Item, asset: str | None) -> SceneRef:
     cloud_cover = item.properties.get("eo:cloud_cover")
     return SceneRef(
@@ -182,13 +201,20 @@ def _scene(item: pystac.Item, asset: str | None) -> SceneRef:
     )
 
 
-def _image(item: pystac.Item, key: str | None) -> str:
-    """Give the absolute path or URL of an item's raster."""
+def _image_of(item: pystac.Item, key: str | None) -> pystac.Asset | None:
+    """Find an item's raster."""
     rasters = ("image/tiff", "image/jp2")
     for name, asset in item.assets.items():
         is_image = "data" in (asset.roles or ()) and "labels" not in (asset.roles or ())
         if name == key or (key is None and is_image and (asset.media_type or "").startswith(rasters)):
-            return asset.get_absolute_href() or asset.href
+            return asset
+    return None
+
+
+def _image(item: pystac.Item, key: str | None) -> str:
+    """Give the absolute path or URL of an item's raster."""
+    if (asset := _image_of(item, key)) is not None:
+        return asset.get_absolute_href() or asset.href
     place = hide_secrets(item.get_self_href() or "")
     what = f"no asset '{key}'" if key else "no GeoTIFF or JPEG 2000 whose role is data"
     raise CatalogError(f"the item {item.id} ({place}) has {what}", f"its assets: {', '.join(item.assets) or 'none'}")

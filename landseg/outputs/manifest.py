@@ -24,6 +24,12 @@ CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0
 PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
 PROJECTION_SCHEMA = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
+SQLITE_HEADER_BYTES = 100
+"""Of a GeoPackage: QGIS writes there, and nowhere else, when a layer is opened for editing and nothing is edited."""
+
+CONTENT = "landseg:content_checksum"
+"""Field of a GeoPackage's asset: the checksum of what follows that header."""
+
 # Into which a side is divided: small enough for its longitudes to be followed around the Earth.
 _PARTS = 16
 
@@ -34,6 +40,10 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".geojson": pystac.MediaType.GEOJSON,
     ".geojsonl": "application/geo+json-seq",
     ".shp": "application/vnd.shp",
+    ".shx": "application/vnd.shx",
+    ".dbf": "application/vnd.dbf",
+    ".prj": pystac.MediaType.TEXT,
+    ".cpg": pystac.MediaType.TEXT,
     ".tif": pystac.MediaType.COG,
     ".xml": pystac.MediaType.XML,
     ".qml": pystac.MediaType.XML,
@@ -101,15 +111,29 @@ def sources_of(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     return [href if is_remote(href) else str(folder / href) for href in hrefs]
 
 
-def listed_files(manifest: str) -> set[str]:
-    """Name the files of the map that a manifest's text lists; none if it is no manifest of landseg's."""
+def classes_of(legend: Legend) -> list[dict[str, Any]]:
+    """Give what the raster's asset says of the classes."""
+    return [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
+
+
+def listed_files(manifest: str) -> dict[str, Mapping[str, Any]]:
+    """Give the assets that a manifest's text lists by their files' names; none if it is no manifest of landseg's."""
     try:
         item = json.loads(manifest)
         if "landseg:areas" not in item["properties"]:
-            return set()
-        return {Path(asset["href"]).name for asset in item["assets"].values()}
+            return {}
+        return {Path(asset["href"]).name: dict(asset) for asset in item["assets"].values()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return set()
+        return {}
+
+
+def is_as_listed(path: Path, asset: Mapping[str, Any]) -> bool:
+    """Tell whether a file holds what it did when its manifest was written."""
+    if path.stat().st_size != asset.get("file:size"):
+        return False
+    if CONTENT in asset:
+        return checksum(path, SQLITE_HEADER_BYTES) == str(asset[CONTENT])
+    return checksum(path) == str(asset.get("file:checksum"))
 
 
 def write_manifest(
@@ -167,12 +191,16 @@ def write_manifest(
         },
         stac_extensions=[CLASSIFICATION_SCHEMA, FILE_SCHEMA, PROCESSING_SCHEMA, PROJECTION_SCHEMA],
     )
-    classes = [{"value": c.class_id, "name": c.name, "color_hint": c.colour[1:].upper()} for c in legend]
     for key, product in products.items():
         extra: dict[str, Any] = {"file:size": product.stat().st_size, "file:checksum": checksum(product)}
         suffix = product.suffix.lower()
-        if suffix == ".tif":
-            extra["bands"] = [{"name": "land use", "classification:classes": classes}, {"name": "confidence"}]
+        if suffix == ".gpkg":
+            extra[CONTENT] = checksum(product, SQLITE_HEADER_BYTES)
+        elif suffix == ".tif":
+            extra["bands"] = [
+                {"name": "land use", "classification:classes": classes_of(legend)},
+                {"name": "confidence"},
+            ]
         item.add_asset(
             key,
             pystac.Asset(href=f"./{product.name}", media_type=MEDIA_TYPES[suffix], roles=["data"], extra_fields=extra),

@@ -100,6 +100,11 @@ def companions(path: Path) -> tuple[Path, ...]:
     return tuple(path.with_suffix(suffix) for suffix in (".shx", ".dbf", ".prj", ".cpg"))
 
 
+def layer_products(path: Path) -> dict[str, Path]:
+    """Give the files that a layer consists of by their keys among a manifest's assets."""
+    return {"polygons": path} | {f"polygons-{part.suffix[1:]}": part for part in companions(path)}
+
+
 def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CRS) -> tuple[ClassArea, ...]:
     """Write the layer ``landuse``, and sum up the classes as it passes by.
 

@@ -1,6 +1,7 @@
 """Scenes are found alike in a static catalog on disk, behind HTTP, and in a STAC API: a real one, on loopback."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -140,7 +141,21 @@ def test_an_asset_by_its_key(url: str) -> None:
         search(url, asset="red")
 
 
-@pytest.mark.parametrize("dates", ["May", "2026-13-01", "2026-01-01/soon"])
+def test_items_without_a_raster_are_left_out_unless_their_collection_is_named(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    place = tmp_path / "drone/march/march.json"
+    content = json.loads(place.read_text())
+    del content["assets"]["image"]
+    place.write_text(json.dumps(content))
+    assert names(search(str(tmp_path / "catalog.json"))) == ["january", "february"]
+    assert "the item march has no raster to map" in caplog.text
+    with pytest.raises(CatalogError, match=r"march .* has no GeoTIFF"):
+        search(str(tmp_path / "catalog.json"), collections=["drone"])
+
+
+@pytest.mark.parametrize("dates", ["May", "2026-13-01", "2026-01-01/soon", "2026-02-01/2026-01-01"])
 def test_dates_that_are_none(folder: Path, dates: str) -> None:
     with pytest.raises(UsageError, match="is no interval"):
         search(str(folder / "catalog.json"), dates=dates)

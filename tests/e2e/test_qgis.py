@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from landseg.legend import Legend
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
+from landseg.outputs.manifest import is_as_listed, listed_files
 from landseg.outputs.style import SLD
 from landseg.run import OutputPaths
 from tests.conftest import Landseg
@@ -198,3 +199,30 @@ def test_the_project_s_folder_can_be_moved(demo: tuple[OutputPaths, str], tmp_pa
         "Labels",
         "Class areas",
     ]
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_a_map_counts_as_changed_when_it_was_edited_and_not_when_it_was_opened_for_editing(
+    demo: tuple[OutputPaths, str], tmp_path: Path, edit: bool
+) -> None:
+    outputs = demo[0]
+    copy = Path(shutil.copy(outputs.polygons, tmp_path))
+    session = """
+import sys
+from qgis.core import QgsApplication, QgsVectorLayer
+app = QgsApplication([], False)
+app.initQgis()
+layer = QgsVectorLayer(sys.argv[1] + "|layername=landuse", "map", "ogr")
+assert layer.startEditing()
+if sys.argv[2] == "True":
+    feature = next(layer.getFeatures())
+    layer.changeAttributeValue(feature.id(), layer.fields().indexOf("class_id"), 2)
+assert layer.commitChanges()
+del layer
+app.exitQgis()
+"""
+    done = in_qgis(tmp_path, PYTHON, "-c", session, copy, edit)
+    assert done.returncode == 0, done.stderr
+    asset = listed_files(outputs.manifest.read_text())[copy.name]
+    assert copy.read_bytes() != outputs.polygons.read_bytes()
+    assert is_as_listed(copy, asset) is not edit

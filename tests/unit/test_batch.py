@@ -1,6 +1,10 @@
 import json
 import os
+import shutil
+import sqlite3
+import sys
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +26,8 @@ from landseg.catalog import open_catalog
 from landseg.catalog.search import SceneRef
 from landseg.catalog.validation import validate
 from landseg.config import PipelineConfig
-from landseg.errors import ConfigError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.errors import ConfigError, DiskError, ResourceError, RunInterruptedError, SceneError, UsageError
+from landseg.outputs.drafts import Drafts
 from landseg.run import Plan
 from tests.conftest import Landseg, SceneMaker
 
@@ -77,12 +82,94 @@ def test_what_changed_is_mapped_again_and_the_reason_is_given(
     }
     changed = write_pipeline(overlap=0.5, batch=2)
     assert statuses(run(changed))["b"] == "mapped: options changed: overlap"
-    (tmp_path / "maps/a.gpkg").write_bytes(b"cut off")
+    (tmp_path / "maps/a.tif").write_bytes(b"cut off")
     (tmp_path / "maps/b.json").write_text("{}")
+    (tmp_path / "maps/b.gpkg").unlink()
     assert statuses(run(changed, dry_run=True)) == {
-        "a": "due: a.gpkg is not as it was written",
+        "a": "due: a.tif is not as it was written",
         "b": "due: b.json is not what this version writes",
     }
+
+
+def test_polygons_corrected_by_hand_are_not_replaced(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """Nor after a run that was killed before; those that were merely opened for editing are, and so is what is gone."""
+    maps = tmp_path / "maps"
+    run(write_pipeline(merge={}))
+    opened, corrected, region = (maps / f"{name}.gpkg" for name in ("a", "b", "region"))
+    before = opened.read_bytes()
+    with closing(sqlite3.connect(opened)) as database:
+        # As GDAL does for QGIS.
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA journal_mode=DELETE")
+    assert opened.read_bytes() != before
+    for path in (corrected, region):
+        layer = geopandas.read_file(path, layer="landuse")
+        layer.head(1).to_file(path, layer="landuse", mode="a")
+    Drafts(corrected, "strips").kept.mkdir(parents=True)
+    edited = [corrected.read_bytes(), region.read_bytes()]
+    changed = write_pipeline(merge={}, overlap=0.5)
+    assert statuses(run(changed, dry_run=True))["a"] == "due: options changed: overlap"
+    for dry_run in (True, False):
+        report = statuses(run(changed, dry_run=dry_run))
+        assert f"failed: {corrected} was changed since it was made" in report["b"]
+    assert report["a"] == "mapped: options changed: overlap"
+    assert f"failed: {region} was changed since it was made" in report["region"]
+    assert [corrected.read_bytes(), region.read_bytes()] == edited
+    corrected.unlink()
+    region.unlink()
+    assert statuses(run(changed)) == {
+        "a": "current: nothing changed",
+        "b": "mapped: options changed: overlap",
+        "region": "mapped: options changed: overlap",
+    }
+
+
+def test_polygons_that_were_published_when_a_run_was_killed_are_replaced(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    run(write_pipeline())
+    work = Drafts(maps / "a.gpkg").folder
+    work.mkdir()
+    (maps / "a.json").rename(work / "a.json")
+    assert statuses(run(write_pipeline()))["a"] == "mapped: new"
+
+
+def test_corrected_classes_of_a_shapefile_are_not_replaced(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    run(write_pipeline(format=".shp"))
+    classes = tmp_path / "maps/a.dbf"
+    content = bytearray(classes.read_bytes())
+    content[-3] ^= 1
+    classes.write_bytes(content)
+    report = statuses(run(write_pipeline(format=".shp", overlap=0.5)))
+    assert "a.dbf was changed since it was made" in report["a"]
+    assert classes.read_bytes() == content
+
+
+def test_a_corrected_map_still_stands_for_a_scene_that_fails(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """In the region, which is made of the rasters."""
+    path = write_pipeline(merge={})
+    run(path)
+    (tmp_path / "maps/a.gpkg").write_bytes(b"much corrected")
+    two_scenes[0].write_bytes(b"no raster")
+    assert statuses(run(path))["region"] == "current: nothing changed"
+
+
+def test_colours_chosen_in_qgis_are_no_reason(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    path = write_pipeline(qgis_project=True)
+    run(path)
+    for name in ("a.tif.aux.xml", "a.qml", "a.qgz"):
+        with (tmp_path / "maps" / name).open("a") as file:
+            file.write("<!-- other colours -->")
+    assert statuses(run(path))["a"] == "current: nothing changed"
 
 
 def test_another_format_is_a_reason(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
@@ -120,8 +207,8 @@ def test_another_format_replaces_no_file_that_was_there(
     assert parquet["a"] == "mapped: a.parquet is missing"
     assert "region.parquet exists" in parquet["region"]
     back = write_pipeline(**merge)
-    assert statuses(run(back, dry_run=True))["a"] == "due: a.gpkg is not in a.json"
-    assert "a.gpkg exists and is not of the map in a.json" in statuses(run(back))["a"]
+    for dry_run in (True, False):
+        assert "a.gpkg exists and is not of the map in a.json" in statuses(run(back, dry_run=dry_run))["a"]
     assert [path.read_bytes() for path in files] == before
 
 
@@ -139,6 +226,38 @@ def test_another_model_is_a_reason(
 
     monkeypatch.setattr(landseg.batch, "build_plan", with_other_weights)
     assert statuses(run(path, dry_run=True))["a"] == "due: the model changed"
+
+
+@pytest.mark.parametrize("change", ["temperature", "colour"])
+def test_another_card_is_a_reason(
+    two_scenes: list[Path], write_pipeline: WritePipeline, small_bundle: Path, tmp_path: Path, change: str
+) -> None:
+    bundle = tmp_path / "own"
+    shutil.copytree(small_bundle, bundle)
+    path = write_pipeline(model="own", merge={})
+    run(path)
+    card = bundle / "model.json"
+    item = json.loads(card.read_text())
+    if change == "temperature":
+        item["properties"]["landseg:temperature"] = 2.0
+    else:
+        item["properties"]["mlm:output"][0]["classification:classes"][0]["color_hint"] = "123456"
+    card.write_text(json.dumps(item))
+    assert set(statuses(run(path)).values()) == {"mapped: the model's card changed", "mapped: its scenes changed"}
+    assert set(statuses(run(path)).values()) == {"current: nothing changed"}
+
+
+def test_a_region_names_the_scenes_that_are_gone(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_pipeline(merge={})
+    run(path)
+    two_scenes[1].rename(tmp_path / "b.away")
+    why = "its scenes changed; b is no longer among the scenes"
+    assert statuses(run(path, dry_run=True))["region"] == f"due: {why}"
+    caplog.clear()
+    assert statuses(run(path))["region"] == f"mapped: {why}"
+    assert "region: b is no longer among the scenes" in caplog.text
 
 
 def test_a_dry_run_writes_nothing(two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path) -> None:
@@ -438,6 +557,11 @@ def test_names_follow_the_template() -> None:
     assert job.out == Path("maps/2026-03-04/sentinel_S2A-31.fgb")
     (job,) = plan_jobs(pipeline(name="{scene}-{model}"), [SceneRef("a.b", "a.b.tif")])
     assert job.out == Path("maps/a.b-pspnet-r18-dubai.gpkg")
+    months = [SceneRef("city", f"{place}/2026-0{n}/city.tif") for n, place in ((1, "in"), (2, "https://x.org"))]
+    with pytest.raises(UsageError, match=r"\{folder\}-\{scene\}"):
+        plan_jobs(pipeline(), months)
+    jobs = plan_jobs(pipeline(name="{folder}-{scene}"), months)
+    assert [job.name for job in jobs] == ["2026-01-city", "2026-02-city"]
 
 
 @pytest.mark.parametrize(
@@ -462,17 +586,122 @@ def test_patterns_leave_out_the_pipeline_s_own_maps(tmp_path: Path, caplog: pyte
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     files = (f"{tmp_path}/**/*.tif", f"{tmp_path}/sub/[d].tif", "https://x.org/e.tif?v=*")
-    found = find_scenes(pipeline(scenes={"files": files[:1]}, out=tmp_path / "maps"))
+    found, _ = find_scenes(pipeline(scenes={"files": files[:1]}, out=tmp_path / "maps"))
     assert [scene.name for scene in found] == ["c", "[d]"]
-    found = find_scenes(pipeline(scenes={"files": [*files[1:], files[1], f"{tmp_path}/*.jp2"]}))
-    assert f"no file matches {tmp_path}/*.jp2" in caplog.text
+    found, idle = find_scenes(pipeline(scenes={"files": [*files[1:], files[1], f"{tmp_path}/*.jp2"]}))
+    assert idle == {f"{tmp_path}/*.jp2": "no file matches it"}
+    assert f"{tmp_path}/*.jp2: no file matches it" in caplog.text
     assert [(scene.name, scene.href) for scene in found] == [("[d]", files[1]), ("e", files[2])]
     with pytest.raises(UsageError, match="no scene"):
         find_scenes(pipeline(scenes={"files": [f"{tmp_path}/*.jp2"]}))
     caplog.clear()
     with pytest.raises(UsageError, match="no scene"):
         find_scenes(pipeline(scenes={"files": [f"{tmp_path}/maps/*.tif"]}, out=tmp_path / "maps"))
-    assert f"matches files of the output folder {tmp_path}/maps alone" in caplog.text
+    assert f"it matches files of the output folder {tmp_path}/maps alone" in caplog.text
+
+
+def test_a_pattern_that_matches_nothing_fails(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    """As a share does that is not mounted."""
+    path = write_pipeline(scenes={"files": ["*.tif", "nas/*.tif"]}, merge={})
+    outcome = landseg("batch", path, "--json", "--quiet")
+    assert outcome.code == 5
+    entries = {entry["name"]: entry for entry in json.loads(outcome.out)["entries"]}
+    assert [entry["status"] for entry in entries.values()] == ["mapped", "mapped", "failed", "mapped"]
+    assert entries[str(tmp_path / "nas/*.tif")]["why"] == "no file matches it"
+
+
+def test_a_report_that_can_t_be_written_is_told(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "maps/run.json").mkdir(parents=True)
+    outcome = landseg("batch", write_pipeline(webhook="http://127.0.0.1:9/hook"), "--json", "--quiet")
+    assert outcome.code == 5
+    assert "the webhook could not be reached" in outcome.err
+    *maps, report = json.loads(outcome.out)["entries"]
+    assert [entry["status"] for entry in maps] == ["mapped", "mapped"]
+    assert (report["name"], report["status"]) == ("run.json", "failed")
+    assert "can't write" in report["why"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are Unicode")
+def test_a_name_that_is_no_unicode_does_not_cost_the_report(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    two_scenes[0].rename(os.fsdecode(bytes(tmp_path) + b"/stra\xdfe.tif"))
+    outcome = landseg("batch", write_pipeline(), "--quiet")
+    assert outcome.code == 5
+    report = json.loads((tmp_path / "maps/run.json").read_text())
+    assert report["counts"] == {"mapped": 1, "failed": 1}
+    (failed,) = [entry for entry in report["entries"] if entry["status"] == "failed"]
+    assert Path(failed["scene"]).name == "stra\\udcdfe.tif"
+    assert "is not UTF-8" in failed["why"]
+
+
+def test_a_catalog_may_have_the_maps_of_its_scenes(
+    landseg: Landseg, two_scenes: list[Path], write_pipeline: WritePipeline, small_bundle: Path, tmp_path: Path
+) -> None:
+    catalog = tmp_path / "cat.json"
+    for path, date in (
+        (two_scenes[0], ["--date", "2026-03-04"]),
+        (two_scenes[1], ["--date", "2026-03-05"]),
+        (small_bundle, []),
+    ):
+        assert landseg("catalog", "add", path, "--catalog", catalog, *date).code == 0
+    path = write_pipeline(scenes={"catalog": {"url": "cat.json"}}, catalog="cat.json", name="{scene}-map")
+    assert run(path).counts == {"mapped": 2}
+    assert run(path).counts == {"current": 2}
+
+
+def test_paths_are_told_in_full(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since whoever reads the report does not know the working folder."""
+    monkeypatch.chdir(tmp_path)
+    path = write_pipeline()
+    report = run_batch(load_pipeline(Path(path.name), {"LANDSEG_OUT": "elsewhere"}), "all")
+    assert [entry.scene for entry in report.entries] == [str(path) for path in two_scenes]
+    assert report.entries[0].outputs[-1] == str(tmp_path / "elsewhere/a.json")
+
+
+def test_a_lock_that_can_t_be_taken_is_named(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    (tmp_path / "maps/.landseg-batch.lock").mkdir(parents=True)
+    with pytest.raises(DiskError, match=r"\.landseg-batch\.lock"):
+        run(write_pipeline())
+
+
+def test_a_tilde_is_the_home_folder(
+    write_pipeline: WritePipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    path = write_pipeline(scenes={"files": ["~/a.tif", "~/in/*.tif"]}, out="~/maps", catalog="~/catalog.json")
+    config = load_pipeline(path, {})
+    home = tmp_path / "home"
+    assert (config.out, config.catalog) == (home / "maps", home / "catalog.json")
+    assert config.scenes.files == (str(home / "a.tif"), str(home / "in/*.tif"))
+    assert load_pipeline(path, {"LANDSEG_OUT": "~/other"}).out == home / "other"
+
+
+def test_a_day_needs_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("out: maps\nscenes: {catalog: {url: c, dates: 2026-03-01}}\n")
+    query = load_pipeline(path, {}).scenes.catalog
+    assert query is not None
+    assert query.dates == "2026-03-01"
+
+
+def test_brackets_in_the_pipeline_s_folder_are_no_pattern(tmp_path: Path) -> None:
+    folder = tmp_path / "t2[1]"
+    folder.mkdir()
+    (folder / "a.tif").touch()
+    path = folder / "p.yaml"
+    path.write_text("out: maps\nscenes: {files: ['*.tif']}\n")
+    scenes, _ = find_scenes(load_pipeline(path, {}))
+    assert [scene.href for scene in scenes] == [str(folder / "a.tif")]
 
 
 def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
@@ -486,7 +715,7 @@ def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
     assert config.model == "pspnet-r18-dubai"
 
 
-def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) -> None:
+def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline, caplog: pytest.LogCaptureFixture) -> None:
     environment = {
         "LANDSEG_OUT": "elsewhere",
         "LANDSEG_MIN_AREA": "1ha",
@@ -498,11 +727,15 @@ def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) ->
         "LANDSEG_SERVICE_HOST": "not ours",
     }
     config = load_pipeline(write_pipeline(overlap=0.5), environment)
-    assert (config.out, config.min_area, config.bands, config.overlap) == (Path("elsewhere"), 1e4, (3, 2, 1), 0.5)
+    assert (config.out, config.min_area) == (Path.cwd() / "elsewhere", 1e4)
+    assert (config.bands, config.overlap) == ((3, 2, 1), 0.5)
     assert config.picture
     assert config.name == "{date}_{scene}"
     assert Path(config.model).name == "small"
     assert "secret" not in f"{config} {config.model_dump_json()}"
+    assert caplog.text == ""
+    load_pipeline(write_pipeline(), {"LANDSEG_MIN_ARAE": "1ha"})
+    assert "no setting LANDSEG_MIN_ARAE; did you mean LANDSEG_MIN_AREA?" in caplog.text
     with pytest.raises(ConfigError, match="LANDSEG_OVERLAP is 2"):
         load_pipeline(write_pipeline(), {"LANDSEG_OVERLAP": "2"})
     with pytest.raises(ConfigError, match="LANDSEG_BANDS is '\\[3': not YAML"):
@@ -516,6 +749,11 @@ def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline) ->
         ("out: maps\nscenes: {}", "name what to map"),
         ("out: maps\nscenes: {files: [a.tif]}\nname: '{city}'", "no {city}; known are {scene}"),
         ("out: maps\nscenes: {files: [a.tif]}\nname: '{scene'", "name"),
+        ("out: maps\nscenes: {files: [a.tif]}\nname: '{date:%Y}_{scene}'", "{date} stands alone"),
+        ("out: maps\nscenes: {files: [a.tif]}\nname: '{scene!r}'", "{scene} stands alone"),
+        ("out: maps\nscenes: {files: [a.tif]}\nout: other", "line 3, column 1: 'out' is there twice, first in line 1"),
+        ("out: maps\nscenes: {catalog: {url: c, bbox: [55, 25.3, 56, 25.1]}}", "the south before the north"),
+        ("out: maps\nscenes: {catalog: {url: c, dates: 2026-03-02/2026-03-01}}", "is no interval"),
         ("out: maps\nscenes: {files: [a.tif]}\noverwrite: true", "unknown key 'overwrite'"),
         ("out: maps\nscenes: {catalog: {url: c, dates: May}}", "is no interval"),
     ],

@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,17 @@ def test_local_files_are_named_from_a_document_s_folder(tmp_path: Path) -> None:
     assert from_folder(str(tmp_path / "data" / "a.tif"), tmp_path / "out") == "../data/a.tif"
     assert from_folder("https://x.org/a.tif", tmp_path) == "https://x.org/a.tif"
     assert from_folder(str(tmp_path / "data" / ".." / "data" / "a.tif"), None) == str(tmp_path / "data" / "a.tif")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_folder_that_is_a_link_is_left_from_where_it_leads_to(tmp_path: Path) -> None:
+    scene, out, link = tmp_path / "data/a.tif", tmp_path / "far/away", tmp_path / "link"
+    for folder in (scene.parent, out):
+        folder.mkdir(parents=True)
+    scene.touch()
+    link.symlink_to(out, target_is_directory=True)
+    assert from_folder(str(scene), link) == "../../data/a.tif"
+    assert (link / from_folder(str(scene), link)).exists()
 
 
 def test_the_server_of_s3_is_the_one_that_amazon_s_tools_would_ask(monkeypatch: pytest.MonkeyPatch) -> None:
