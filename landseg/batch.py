@@ -419,6 +419,9 @@ def _check_polygons(outputs: OutputPaths) -> None:
         if not path.exists():
             continue
         assets = [listed[path.name] for listed in listings if path.name in listed]
+        if not assets and any(outputs.polygons.name in listed for listed in listings):
+            # A Shapefile's manifest did not list its companions once.
+            continue
         if not assets:
             raise OutputExistsError(
                 f"{path} exists and is not of the map in {outputs.manifest.name}", "move it away, or change 'format'"

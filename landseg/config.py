@@ -43,6 +43,7 @@ EXTENDS = "extends"
 # Mappings whose keys are the user's: merged with another file's, they would say what neither says.
 _REPLACED = {"label_values", "class_weights", "min_area_of_class"}
 _NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
 
 _MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
 _SQUARE_METRES = {"": 1.0, "m2": 1.0, "m²": 1.0, "a": 100.0, "ha": 1e4, "km2": 1e6, "km²": 1e6}
@@ -655,22 +656,25 @@ def _composed(path: Path, extending: tuple[Path, ...] = ()) -> yaml.Node | None:
     return _put_over(below, yaml.MappingNode(root.tag, [one for one in root.value if one is not named]))
 
 
-def _check_twice(node: yaml.Node | None) -> None:
+def _check_twice(node: yaml.Node | None, within: tuple[yaml.Node, ...] = ()) -> None:
     """Refuse a key that a mapping has twice: YAML would have the last win."""
+    if node is None or any(node is one for one in within):
+        return
+    within = (*within, node)
     if isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _check_twice(value)
+            _check_twice(value, within)
     elif isinstance(node, yaml.MappingNode):
         marks: dict[tuple[str, str], yaml.Mark] = {}
         for key, value in node.value:
             # 1 and "1" are two.
             name = (key.tag, str(key.value))
-            if name in marks:
+            if name in marks and key.tag != _MERGE:
                 raise ConfigError(
                     f"{_place(key.start_mark)}: '{key.value}' is there twice, first in line {marks[name].line + 1}"
                 )
             marks[name] = key.start_mark
-            _check_twice(value)
+            _check_twice(value, within)
 
 
 def _put_over(below: yaml.Node, node: yaml.Node) -> yaml.Node:
@@ -769,7 +773,7 @@ def _located(error: ValidationError, kind: type[Strict], path: Path, root: yaml.
     remedy: str | None = None
     # Only what is put together of two files has no mark of its own.
     if fault["type"] == "value_error" and isinstance(fault["input"], dict) and root is not None and not root.start_mark:
-        remedy = f"a key that is inherited by '{EXTENDS}' is taken away by null, as in 'architecture: null'"
+        remedy = f"if it is what '{EXTENDS}' brings along that contradicts yours, take that away: key: null"
     return ConfigError(f"{place}: '{name}' is {fault['input']!r:.60}: {_lowered(fault['msg'])}", remedy)
 
 

@@ -306,6 +306,8 @@ def find_bundle(model: str) -> Path:
             return folder
     if Path(model).is_dir():
         raise BundleError(f"{model} is not a model bundle: it has no {CARD_FILE}")
+    if (former := _former(Path(model).resolve())).is_dir():
+        raise BundleError(f"{model} was being replaced when that was cut off", f"rename {former} to it")
     raise UsageError(
         f"there is no model '{model}'", f"shipped models: {', '.join(shipped_models())}; or give a bundle's folder"
     )
@@ -370,6 +372,11 @@ def check_replaceable(folder: Path, *, overwrite: bool) -> None:
         raise UsageError(f"{folder} is not a model bundle, so it is not replaced", "choose another --out")
 
 
+def _former(place: Path) -> Path:
+    """Say where a bundle stands while another takes its place."""
+    return place.with_name(f".{place.name}-former")
+
+
 def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
     """Write a bundle, replacing the one at ``folder`` when it is complete.
 
@@ -383,7 +390,7 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
     """
     place = folder.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
-    former = place.with_name(f".{place.name}-former")
+    former = _former(place)
     if former.exists() and not place.exists():
         former.replace(place)
     state = {

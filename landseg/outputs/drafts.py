@@ -211,7 +211,9 @@ def drafted(path: Path) -> Iterator[Path]:
             yield draft
             draft.replace(path)
     finally:
-        draft.unlink(missing_ok=True)
+        # Where its folder is none there is nothing to remove, and what went wrong before counts.
+        with suppress(OSError):
+            draft.unlink()
 
 
 @contextmanager

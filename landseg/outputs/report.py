@@ -74,7 +74,7 @@ class MapFile:
     geometry, polygons
         Shapes of the layer, and the fields that they have.
     classes
-        The table ``class_areas``, its figures summed up anew from the polygons.
+        The table ``class_areas``, with polygons and areas counted anew.
     crs
         Of the polygons.
     manifest

@@ -429,7 +429,8 @@ def _restored(training: Training, checkpoint: Path) -> PSPNet:
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        state["state_dict"], state["global_step"], state["callbacks"]
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
         raise TrainingDataError(
             f"the checkpoint {checkpoint} is damaged", f"delete {checkpoint.parent} to begin the training anew"
         ) from error

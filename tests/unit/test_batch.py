@@ -150,6 +150,23 @@ def test_corrected_classes_of_a_shapefile_are_not_replaced(
     assert classes.read_bytes() == content
 
 
+def test_a_shapefile_whose_manifest_lists_no_companions_is_made_anew(
+    two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
+) -> None:
+    path = write_pipeline(format=".shp")
+    run(path)
+    manifest = tmp_path / "maps/a.json"
+    item = json.loads(manifest.read_text())
+    item["assets"] = {
+        key: asset
+        for key, asset in item["assets"].items()
+        if Path(asset["href"]).suffix not in (".shx", ".dbf", ".prj", ".cpg")
+    }
+    manifest.write_text(json.dumps(item))
+    assert statuses(run(path))["a"].startswith("mapped")
+    assert statuses(run(path))["a"].startswith("current")
+
+
 def test_a_corrected_map_still_stands_for_a_scene_that_fails(
     two_scenes: list[Path], write_pipeline: WritePipeline, tmp_path: Path
 ) -> None:

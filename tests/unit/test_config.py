@@ -227,6 +227,12 @@ def test_mappings_of_the_user_s_own_keys_are_replaced_whole(file: Path) -> None:
     assert config.optimisation.loss.dice == 0.5
 
 
+def test_anchors_that_hold_themselves_and_merge_keys_are_yaml_s_matter(file: Path) -> None:
+    refusal(file, "extra: &x [*x]\n", RunConfig)
+    file.write_text("min_area_of_class: {<<: &a {building: 5m2}, <<: *a}")
+    assert load_config(file, RunConfig).min_area_of_class == {"building": 5}
+
+
 def test_null_takes_away_what_is_inherited_and_errors_say_so(file: Path) -> None:
     pair = {"scene": "a", "labels": "b"}
     optimisation = {"steps": 2, "loss": {"class_weights": {"land": 3}}}
@@ -235,7 +241,7 @@ def test_null_takes_away_what_is_inherited_and_errors_say_so(file: Path) -> None
     (file.parent / "base.yaml").write_text(base)
 
     for more in ("start_from: m\n", "data: {validation: {blocks: {share: 0.1}}}\n"):
-        assert "'architecture: null'" in str(refusal(file, "extends: base.yaml\n" + more, TrainConfig).hint)
+        assert "take that away: key: null" in str(refusal(file, "extends: base.yaml\n" + more, TrainConfig).hint)
     assert refusal(file, training(start_from="m", architecture={}), TrainConfig).hint is None
     file.write_text(
         "extends: base.yaml\nstart_from: m\narchitecture: null\n"

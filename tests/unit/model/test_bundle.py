@@ -228,6 +228,9 @@ bundle.write_bundle(old.folder, replace(old.card, title="Second"), network)
 """
     killed = subprocess.run([sys.executable, "-c", script, str(bundle.folder), str(step)], check=False)
     assert killed.returncode == 7
+    if step == 2:
+        with pytest.raises(BundleError, match="was being replaced"):
+            read_bundle(str(bundle.folder))
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")

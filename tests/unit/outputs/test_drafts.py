@@ -7,7 +7,7 @@ import pytest
 from filelock import FileLock
 
 from landseg.errors import DiskError, OutputExistsError, ResourceError, UsageError
-from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
+from landseg.outputs.drafts import Drafts, check_space, check_writable, write_text, writing
 
 
 def test_nothing_appears_before_publication(tmp_path: Path) -> None:
@@ -128,6 +128,12 @@ def test_a_folder_in_a_product_s_place(tmp_path: Path) -> None:
     (tmp_path / "a.gpkg").mkdir()
     with pytest.raises(UsageError, match="is a folder"):
         check_writable(tmp_path / "a.gpkg", [tmp_path / "a.gpkg"], overwrite=True)
+
+
+def test_a_text_whose_folder_is_a_file_says_so(tmp_path: Path) -> None:
+    (tmp_path / "maps").touch()
+    with pytest.raises(DiskError, match="can't write"):
+        write_text(tmp_path / "maps" / "run.json", "{}")
 
 
 def test_a_name_that_leaves_no_room_for_drafts_is_refused(tmp_path: Path) -> None:

@@ -168,6 +168,9 @@ def test_a_damaged_checkpoint_is_told(corner: Pair, tmp_path: Path, left: int) -
         file.truncate(left)
     with pytest.raises(TrainingDataError, match=r"last\.ckpt is damaged"):
         run(corner, tmp_path, fresh())
+    torch.save({"state_dict": {}}, last)
+    with pytest.raises(TrainingDataError, match=r"last\.ckpt is damaged"):
+        run(corner, tmp_path, fresh())
 
 
 def test_another_seed_draws_other_chips(
