@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import pyproj
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Geod, Transformer
@@ -18,6 +19,19 @@ from rasterio.windows import Window
 
 WGS84 = Geod(ellps="WGS84")
 LONLAT = CRS.from_epsg(4326)
+
+
+def epsg_code(crs: CRS) -> str | None:
+    """Name a CRS as EPSG does, such as ``EPSG:32640``; None if it is none of theirs.
+
+    PROJ, where it is asked for a code, gives that of one that is alike, whose coordinates may be many metres off.
+    """
+    code = crs.to_epsg()
+    if code is None:
+        return None
+    # Pixels are counted across and down, whichever axis a code has first.
+    is_same = pyproj.CRS.from_wkt(crs.to_wkt()).equals(pyproj.CRS.from_epsg(code), ignore_axis_order=True)
+    return f"EPSG:{code}" if is_same else None
 
 
 @dataclass(frozen=True)

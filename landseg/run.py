@@ -34,7 +34,7 @@ from landseg.errors import (
     SceneError,
     UsageError,
 )
-from landseg.grid import Grid, Strip, Tiling, windows_of
+from landseg.grid import Grid, Strip, Tiling, epsg_code, windows_of
 from landseg.hrefs import from_folder, is_remote
 from landseg.legend import NODATA
 from landseg.machine import ahead, available_bytes, cache_folder, cores
@@ -269,7 +269,7 @@ class Plan:
             "grid": {
                 "rows": rows,
                 "cols": cols,
-                "crs": self.grid.crs.to_string(),
+                "crs": epsg_code(self.grid.crs) or self.grid.crs.to_wkt(),
                 "gsd_m": round(self.grid.gsd_m, 4),
                 "resampled": self.grid != self.info.grid,
             },

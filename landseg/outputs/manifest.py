@@ -14,7 +14,7 @@ from shapely.affinity import translate
 
 from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import InputError
-from landseg.grid import Grid
+from landseg.grid import Grid, epsg_code
 from landseg.hrefs import is_remote
 from landseg.legend import Legend
 from landseg.outputs import ClassArea
@@ -79,11 +79,11 @@ def grid_properties(grid: Grid) -> dict[str, Any]:
     """Give what an item says of a grid's pixels."""
     properties: dict[str, Any] = {
         "gsd": round(grid.gsd_m, 4),
-        "proj:code": grid.crs.to_string() if grid.crs.is_epsg_code else None,
+        "proj:code": epsg_code(grid.crs),
         "proj:shape": list(grid.shape),
         "proj:transform": list(grid.transform),
     }
-    if not grid.crs.is_epsg_code:
+    if properties["proj:code"] is None:
         properties["proj:wkt2"] = grid.crs.to_wkt(version="WKT2_2019")
     return properties
 

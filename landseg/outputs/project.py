@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from rasterio._path import _parse_path, _vsi_path  # GDAL's name of what rasterio opens by URL
 from rasterio.crs import CRS
 
-from landseg.grid import Grid
+from landseg.grid import Grid, epsg_code
 from landseg.hrefs import from_folder
 from landseg.legend import Legend
 from landseg.outputs.drafts import writing
@@ -142,8 +142,8 @@ def _add_group(tree: ET.Element, name: str) -> ET.Element:
 def _add_crs(parent: ET.Element, crs: CRS) -> None:
     system = ET.SubElement(parent, "spatialrefsys", nativeFormat="Wkt")
     ET.SubElement(system, "wkt").text = crs.to_wkt(version="WKT2_2019")
-    if crs.is_epsg_code:
-        ET.SubElement(system, "authid").text = crs.to_string()
+    if code := epsg_code(crs):
+        ET.SubElement(system, "authid").text = code
 
 
 def _add_colours(layer: ET.Element, imagery: Imagery) -> None:

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.windows import Window
 
-from landseg.grid import Grid, cells, windows_of
+from landseg.grid import Grid, cells, epsg_code, windows_of
 from tests.conftest import UTM40
 
 NORTH_UP = Grid((100, 200), Affine(2, 0, 339000, 0, -2, 2784000), UTM40)
@@ -101,3 +102,16 @@ def test_cells_rule_a_window() -> None:
 def test_touching_cells_make_one_window_in_each_row() -> None:
     found = windows_of({(0, 1), (0, 2), (0, 4), (2, 4)}, 8, (20, 36))
     assert found == [Window(8, 0, 16, 8), Window(32, 0, 4, 8), Window(32, 16, 4, 4)]
+
+
+@pytest.mark.parametrize("code", [32640, 3035, 2154, 3857, 4326, 7415])
+def test_a_crs_has_its_own_code_also_without_an_authority(code: int) -> None:
+    crs = CRS.from_epsg(code)
+    bare = CRS.from_wkt(re.sub(r',AUTHORITY\["[^]]*\]', "", crs.to_wkt()))
+    assert (epsg_code(crs), epsg_code(bare)) == (f"EPSG:{code}", f"EPSG:{code}")
+
+
+def test_a_crs_does_not_have_the_code_of_one_that_is_alike() -> None:
+    own = CRS.from_string("+proj=tmerc +lon_0=9 +k=1 +x_0=3500000 +ellps=bessel +towgs84=700,100,500,0,0,0,0")
+    assert own.to_epsg() == 5683
+    assert epsg_code(own) is None
