@@ -137,6 +137,10 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
         else:
             _write_by_gdal(path, driver, stream, crs)
         areas = count.areas()
+        polygons = sum(area.polygons for area in areas)
+        if driver == "FlatGeobuf" and polygons:
+            # GDAL says nothing where the disk is full at the end of one.
+            pyogrio.raw.read(path, fids=[polygons - 1])
         if driver == "GPKG":
             write_class_areas(path, areas, legend)
             write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)

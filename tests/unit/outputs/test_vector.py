@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import sqlite3
 from collections.abc import Iterator
@@ -201,6 +202,22 @@ def test_a_full_disk_is_a_disk_error_that_names_the_path(tmp_path: Path, size_by
     path = tmp_path / "draft.gpkg"
     with files_of_at_most(size_bytes), pytest.raises(DiskError, match=r"draft\.gpkg"):
         write_layer(path, batches(5000, 1000), LEGEND, UTM)
+
+
+@pytest.mark.parametrize("lacking", [1, 100, 4096])
+def test_a_disk_that_is_full_at_the_very_end_is_one_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    """GDAL overlooks that a FlatGeobuf's last bytes did not fit."""
+    write = pyogrio.write_arrow
+
+    def cut_short(reader: object, path: Path, **options: object) -> None:
+        write(reader, path, **options)
+        os.truncate(path, path.stat().st_size - lacking)
+
+    monkeypatch.setattr(pyogrio, "write_arrow", cut_short)
+    with pytest.raises(DiskError, match=r"draft\.fgb"):
+        write_layer(tmp_path / "draft.fgb", batches(500, 100), LEGEND, UTM)
 
 
 def test_a_missing_folder_is_a_disk_error(tmp_path: Path) -> None:
