@@ -246,7 +246,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
                 dtypes=tuple(source.dtypes),
                 band_names=_band_names(source),
                 validity=validity,
-                alpha=alpha_band(source) if validity == "alpha" else None,
+                alpha=_alpha_band(source) if validity == "alpha" else None,
                 files=files,
                 stamp=_stamp(path, files),
             )
@@ -369,7 +369,7 @@ def _validity(source: Any) -> Validity:
         return "bands"
     if MaskFlags.alpha in flags:
         return "alpha"
-    has_alpha = alpha_band(source) is not None
+    has_alpha = _alpha_band(source) is not None
     if MaskFlags.per_dataset in flags:
         # rasterio adds no alpha band, which takes the mask along to another grid, where there is one.
         return "bands" if has_alpha else "mask"
@@ -379,8 +379,7 @@ def _validity(source: Any) -> Validity:
     return "alpha" if has_alpha else "none"
 
 
-def alpha_band(source: Any) -> int | None:
-    """Give the number of an open raster's alpha band, the last if there are several."""
+def _alpha_band(source: Any) -> int | None:
     alphas = [band for band, colour in enumerate(source.colorinterp, start=1) if colour == ColorInterp.alpha]
     return alphas[-1] if alphas else None
 

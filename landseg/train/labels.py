@@ -17,15 +17,13 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
 from pyproj import Transformer
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags, Resampling
 from rasterio.errors import CRSError, RasterioError, RasterioIOError
 from rasterio.features import rasterize
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 
-from landseg.errors import TrainingDataError
+from landseg.errors import SceneError, TrainingDataError
 from landseg.grid import Grid
-from landseg.scene import alpha_band
+from landseg.scene import RasterScene, describe_scene
 
 IGNORED = 255
 """Channel of pixels without a label; they take no part in losses and metrics."""
@@ -253,7 +251,8 @@ class RasterLabels:
         with rasterio.open(path) as raster:
             if raster.crs is None:
                 raise TrainingDataError(f"{path} has no coordinate reference system", "georeference it first")
-            self.bounds = _transformed(raster.bounds, raster.crs, crs)
+        self._info = describe_scene(str(path))
+        self.bounds = _transformed(self._info.grid.bounds, self._info.grid.crs, crs)
 
     def read(self, grid: Grid) -> Reading:
         """Read the labels on a grid of any CRS.
@@ -265,46 +264,17 @@ class RasterLabels:
         """
         try:
             # Opened anew each time: an open file must not pass on to the processes that load samples.
-            with rasterio.open(self.path) as raster:
-                band = _validity_band(raster)
-                with WarpedVRT(raster, **_warp_options(raster, grid, band)) as aligned:
-                    values = aligned.read(1)
-                    valid = (aligned.read_masks(1) if band is None else aligned.read(band)) != 0
-        except RasterioError as error:
+            with RasterScene(self._info, (1,), grid, resampling="nearest") as raster:
+                pixels = raster.read(grid.window)
+        except (RasterioError, SceneError) as error:
             raise TrainingDataError(f"can't read {self.path}: {error}") from error
-        indices, numbers = pd.factorize(values.ravel())
-        indices[~valid.ravel()] = _NOTHING
+        indices, numbers = pd.factorize(pixels.data.ravel())
+        indices[~pixels.valid.ravel()] = _NOTHING
         return _Meanings((number.item() for number in numbers), self.codes).reading(indices.reshape(grid.shape))
 
     def fingerprint(self) -> str:
         """Give the file's stamp."""
         return file_stamp(self.path)
-
-
-def _validity_band(raster: Any) -> int | None:
-    """Say which band will tell what is valid, one more than there are if it has to be added; None where nodata does.
-
-    GDAL's own masks miss an alpha band that is not one of two or four, of uint8 or uint16.
-    """
-    if MaskFlags.nodata in raster.mask_flag_enums[0]:
-        return None
-    return alpha_band(raster) or raster.count + 1
-
-
-def _warp_options(raster: Any, grid: Grid, validity_band: int | None) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "crs": grid.crs,
-        "transform": grid.transform,
-        "height": grid.shape[0],
-        "width": grid.shape[1],
-        "resampling": Resampling.nearest,
-    }
-    if validity_band is None:
-        return options
-    if validity_band <= raster.count:
-        return options | {"src_alpha": validity_band, "dst_alpha": validity_band}
-    # Without a nodata value the warper fills what lies beyond the raster with 0, which may be a class.
-    return options | {"add_alpha": True}
 
 
 class VectorLabels:

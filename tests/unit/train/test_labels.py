@@ -222,7 +222,7 @@ def test_what_a_raster_declares_nodata_is_unknown_even_if_the_value_is_a_class(t
     ("dtype", "bands"),
     [("uint8", 1), ("uint8", 2), ("uint8", 5), ("int8", 1), ("int16", 1), ("uint16", 3), ("int32", 1), ("float32", 1)],
 )
-@pytest.mark.parametrize("kind", ["none", "mask", "alpha"])
+@pytest.mark.parametrize("kind", ["none", "mask", "alpha", "mask and alpha"])
 def test_ground_that_a_raster_masks_or_does_not_reach_is_unknown(
     tmp_path: Path, dtype: str, bands: int, kind: str
 ) -> None:
@@ -231,8 +231,9 @@ def test_ground_that_a_raster_masks_or_does_not_reach_is_unknown(
     valid[:16] = True
     data = np.ones((bands, 32, 48), dtype=dtype)
     colours = [ColorInterp.gray] + [ColorInterp.undefined] * (bands - 1)
-    if kind == "alpha":
-        data, colours = np.concatenate([data, valid[None].astype(dtype) * 127]), [*colours, ColorInterp.alpha]
+    if "alpha" in kind:
+        opaque = (valid if kind == "alpha" else np.ones_like(valid))[None]
+        data, colours = np.concatenate([data, opaque.astype(dtype) * 127]), [*colours, ColorInterp.alpha]
     options = {"driver": "GTiff", "count": len(data), "height": 32, "width": 48, "dtype": dtype, "crs": UTM40}
     path = tmp_path / "labels.tif"
     with (
@@ -241,7 +242,7 @@ def test_ground_that_a_raster_masks_or_does_not_reach_is_unknown(
     ):
         file.colorinterp = colours
         file.write(data)
-        if kind == "mask":
+        if "mask" in kind:
             file.write_mask(valid)
 
     assert np.array_equal(channels(path), drawn((np.s_[: 32 if kind == "none" else 16, :48], LAND)))
