@@ -618,7 +618,8 @@ def _warp_options(
         "width": cols,
         # GDAL widens the kernel when pixels grow, so that nothing aliases.
         "resampling": resampling,
-        # Whether a value that is nodata counts where another band holds data, as it does on the scene's own grid.
+        # Whether a value that is nodata counts where another band holds data, as it does on the scene's own grid; the
+        # warper asks bands that are not read, too.
         "UNIFIED_SRC_NODATA": "YES" if nodata_policy == "all" else "NO",
     }
     if resampling == Resampling.nearest:

@@ -393,6 +393,9 @@ def _own_legend(path: Path, column: str, fields: Collection[str]) -> dict[Any, A
     both = [_ID_COLUMN, CLASS_COLUMN]
     if column not in both or not set(both) <= set(fields) or _OWN_LEGEND not in pyogrio.list_layers(path)[:, 0]:
         return None
+    if not set(both) <= set(pyogrio.read_info(path, layer=_OWN_LEGEND)["fields"]):
+        # A table of the user's that is called the same.
+        return None
     return dict(_classes(pyogrio.read_dataframe(path, layer=_OWN_LEGEND, columns=both)).values())
 
 

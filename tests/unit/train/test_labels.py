@@ -330,6 +330,12 @@ def test_a_map_that_was_corrected_is_a_label_file(own_map: Path, change: str, ch
     assert np.array_equal(channels(own_map), drawn(*expected, (np.s_[:10, 40:60], channel)))
 
 
+def test_a_table_that_is_called_as_a_map_s_legend_is_none(own_map: Path) -> None:
+    save(own_map, pd.DataFrame({"zone": ["north"], "area": [3.5]}), layer="class_areas", append=False)
+    edit(own_map, "class_name = 'water'")
+    assert (channels(own_map)[:10, 40:60] == WATER).all()
+
+
 def refusal(path: Path, **options: Any) -> TrainingDataError:
     with pytest.raises(TrainingDataError) as caught:
         opened(path, **options)
