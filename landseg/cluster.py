@@ -4,16 +4,21 @@ Each task is a strip: it reads its own pixels and may be done twice. The network
 travel: workers put them into the run's work folder, which all of them must see.
 """
 
+import asyncio
+import hashlib
 import logging
 import multiprocessing
+import os
 import signal
+import socket
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 import dask
@@ -32,11 +37,15 @@ from distributed import (
 )
 from distributed.utils import get_mp_context
 
-from landseg.errors import LandsegError, MemoryLimitError, ResourceError
+from landseg import __version__
+from landseg.errors import LandsegError, MemoryLimitError, ResourceError, SceneError
 from landseg.machine import cores
 from landseg.mapping import Advance, Compute, MapJob, Mapper, StripStore
 from landseg.model.pspnet import PSPNet
 from landseg.predict import DeviceName, Precision, choose_device, choose_precision
+from landseg.scene import is_as_described
+
+Answer = TypeVar("Answer")
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +61,22 @@ CONNECT_S = 10
 
 LOST = (CancelledError, TimeoutError, OSError)
 """What a client raises whose scheduler is gone."""
+
+SAME_SOFTWARE = "install the same landseg and torch on all machines, and start their workers anew"
+
+
+def _software() -> str:
+    """Name landseg and torch; sources are told apart by a digest, since the version stands still between releases."""
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for name in sorted(path.relative_to(package).as_posix() for path in package.rglob("*.py")):
+        digest.update(f"{name}\0{(package / name).read_text(encoding='utf-8')}\0".encode())
+    # Machines with and without a GPU have builds of their own, such as 2.15.0+cpu.
+    return f"landseg {__version__} ({digest.hexdigest()[:8]}) with torch {torch.__version__.partition('+')[0]}"
+
+
+SOFTWARE = _software()
+"""What this process has imported: looked at now, since the files may be replaced under a worker that goes on."""
 
 
 def compute_by_workers(workers: int) -> Compute:
@@ -82,10 +107,14 @@ def survey(address: str, device: DeviceName, precision: Precision) -> tuple[torc
     Raises
     ------
     ResourceError
-        If there is no scheduler or no worker, or the workers differ.
+        If there is no scheduler or no worker, the workers differ, or one has another landseg or torch.
     """
     with _connected(address) as client:
-        found: set[tuple[torch.device, torch.dtype]] = set(client.run(_chosen, device, precision).values())
+        answers = _ask(client, _chosen, device, precision)
+    for worker, (software, *_) in answers.items():
+        if software != SOFTWARE:
+            raise _other_software(worker, software, SOFTWARE)
+    found = {(chosen, dtype) for _, chosen, dtype in answers.values()}
     if len(found) > 1:
         raise ResourceError(
             f"the workers of {address} are not alike: {', '.join(sorted(f'{d} in {t}' for d, t in found))}",
@@ -94,9 +123,38 @@ def survey(address: str, device: DeviceName, precision: Precision) -> tuple[torc
     return found.pop()
 
 
-def _chosen(device: DeviceName, precision: Precision) -> tuple[torch.device, torch.dtype]:
+async def _chosen(device: DeviceName, precision: Precision) -> tuple[str, torch.device, torch.dtype]:
     chosen = choose_device(device)
-    return chosen, choose_precision(precision, chosen)
+    return SOFTWARE, chosen, choose_precision(precision, chosen)
+
+
+def _other_software(worker: str, has: str, wanted: str) -> ResourceError:
+    return ResourceError(f"the worker {worker} has {has}, and this command {wanted}", SAME_SOFTWARE)
+
+
+def _ask(client: Client, function: Callable[..., Coroutine[Any, Any, Answer]], *arguments: object) -> dict[str, Answer]:
+    """Have the workers answer, by their addresses; those that go away meanwhile are left out.
+
+    Raises
+    ------
+    LandsegError
+        A worker's own.
+    ResourceError
+        If a worker can't answer, or none is left, or the scheduler is gone.
+    """
+    try:
+        answers = client.run(function, *arguments, on_error="return")
+    except LOST as error:
+        raise ResourceError("the Dask scheduler was lost", "is it running still?") from error
+    for worker, answer in answers.items():
+        if isinstance(answer, LandsegError):
+            raise type(answer)(f"the worker {worker}: {answer.what}", answer.hint)
+        if isinstance(answer, Exception) and not isinstance(answer, OSError):
+            raise ResourceError(f"the worker {worker} can't answer: {answer}", SAME_SOFTWARE)
+    answers = {worker: answer for worker, answer in answers.items() if not isinstance(answer, OSError)}
+    if not answers:
+        raise ResourceError("the scheduler's workers are gone", "the same command goes on when there are some again")
+    return answers
 
 
 @contextmanager
@@ -140,10 +198,12 @@ class _Strips(WorkerPlugin):
         self.network = network
         self.folder = folder
         self.are_ours = are_ours
+        self.software = SOFTWARE
         self.threads = 1
 
     def setup(self, worker: Worker) -> None:
         """Take over the worker's share of the cores."""
+        self.place = f"{worker.address} on {socket.gethostname()}"
         self.threads = worker.state.nthreads
         self.turn = threading.Lock()
         self.mapper: Mapper | None = None
@@ -151,9 +211,28 @@ class _Strips(WorkerPlugin):
             # Ctrl-C reaches all processes of the terminal; the client says when to stop.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    @cached_property
+    def refusal(self) -> LandsegError | None:
+        """Say what speaks against computing strips on this worker, if anything does."""
+        if self.software != SOFTWARE:
+            return _other_software(self.place, SOFTWARE, self.software)
+        if not os.access(self.folder, os.F_OK):
+            return ResourceError(
+                f"the worker {self.place} does not see {self.folder}", "write to a folder that all workers share"
+            )
+        if not is_as_described(self.job.info):
+            return SceneError(
+                f"the worker {self.place} sees no scene {self.job.info.path}, or another one",
+                "put it where all workers see the same file, and start again if it was replaced",
+            )
+        return None
+
     def map_strip(self, index: int) -> int:
         """Put a strip into the store, if it is not there, and give the number of chips computed."""
         with self.turn:
+            # Of a worker that came late.
+            if self.refusal is not None:
+                raise self.refusal
             torch.set_num_threads(self.threads)
             store = StripStore(self.folder, self.job)
             if store.has(index):
@@ -182,6 +261,12 @@ class _Strips(WorkerPlugin):
             return counted
 
 
+async def _refusal(name: str, dask_worker: Worker) -> LandsegError | None:
+    plugin = dask_worker.plugins.get(name)
+    # Disks may be slow, and a worker has to stay in touch.
+    return None if plugin is None else await asyncio.to_thread(lambda: cast("_Strips", plugin).refusal)
+
+
 def _map_strip(name: str, index: int) -> int:
     plugin = cast("_Strips", get_worker().plugins[name])
     try:
@@ -192,20 +277,40 @@ def _map_strip(name: str, index: int) -> int:
     raise told
 
 
+def _register(client: Client, plugin: _Strips) -> None:
+    """Give all workers, also those that come later, what they need; raise what speaks against one that is there."""
+    # Registering does not say which worker has no landseg.
+    _ask(client, _refusal, plugin.name)
+    for attempt in range(1, TRIES + 1):
+        try:
+            client.register_plugin(plugin)
+            client.forward_logging("landseg", logging.WARNING)
+            break
+        except OSError:
+            # A worker went away meanwhile, or the scheduler.
+            if attempt == TRIES:
+                raise
+    for refusal in _ask(client, _refusal, plugin.name).values():
+        if refusal is not None:
+            raise refusal
+
+
 def _compute(
     client: Client, job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance, *, are_ours: bool
 ) -> Generator[int, None, None]:
-    folder = store.folder.resolve()
-    blind = [address for address, sees in client.run(folder.is_dir).items() if not sees]
-    if blind:
-        raise ResourceError(f"the worker {blind[0]} does not see {folder}", "write to a folder that all workers share")
+    # Links are left as they are: they may lead elsewhere on the workers' machines.
     if Path(job.info.path).exists():
-        job = replace(job, info=replace(job.info, path=str(Path(job.info.path).resolve())))
-    plugin = _Strips(job, job.bundle.load_network(), folder, are_ours=are_ours)
-    client.forward_logging("landseg", logging.WARNING)
-    client.register_plugin(plugin)
+        job = replace(job, info=replace(job.info, path=str(Path(job.info.path).absolute())))
+    plugin = _Strips(job, job.bundle.load_network(), store.folder.absolute(), are_ours=are_ours)
     upcoming = iter(indices)
     running: dict[Future[int], int] = {}
+
+    def idle() -> range:
+        workers = len(client.nthreads())
+        if not workers:
+            log.warning("no worker is left; waiting for one to join")
+        # A strip waits for it.
+        return range(max(1, workers) - len(running))
 
     def submit(index: int) -> Future[int]:
         future: Future[int] = client.submit(_map_strip, plugin.name, index, key=f"{plugin.name}-{index}", pure=False)
@@ -213,7 +318,8 @@ def _compute(
         return future
 
     try:
-        arriving = as_completed([submit(index) for _, index in zip(client.nthreads(), upcoming, strict=False)])
+        _register(client, plugin)
+        arriving = as_completed([submit(index) for _, index in zip(idle(), upcoming, strict=False)])
         for future in arriving:
             index = running.pop(future)
             if isinstance(future.exception(), KilledWorker):
@@ -223,7 +329,7 @@ def _compute(
                 arriving.add(future)
                 continue
             advance(job.pixels(job.strips[index]), future.result())
-            for _, upcoming_index in zip(range(len(client.nthreads()) - len(running)), upcoming, strict=False):
+            for _, upcoming_index in zip(idle(), upcoming, strict=False):
                 arriving.add(submit(upcoming_index))
             yield index
     except LOST as error:
@@ -231,8 +337,10 @@ def _compute(
     finally:
         with suppress(*LOST):
             # What is under way is worth waiting for, unless the user insists.
-            wait(list(running))
-            client.unregister_worker_plugin(plugin.name)
-            # Another run that shares the scheduler may have ended it.
+            if client.nthreads():
+                wait(list(running))
+            # A worker may have been refused before; another run that shares the scheduler may have ended the other.
+            with suppress(ValueError):
+                client.unregister_worker_plugin(plugin.name)
             with suppress(ValueError):
                 client.unforward_logging("landseg")

@@ -257,6 +257,23 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
         raise SceneError(f"can't read {path} as a raster", detail or None) from error
 
 
+def is_as_described(info: SceneInfo) -> bool:
+    """Tell whether this machine has the same under a local scene's path: grid, types, and the sizes of files.
+
+    Times of change may differ between copies. Of scenes that are not on a disk nothing is asked.
+    """
+    if is_remote(info.path) or not info.files:
+        return True
+    try:
+        with rasterio.Env(**GDAL_OPTIONS), rasterio.open(info.path) as source:
+            header = source.shape, source.transform, tuple(source.dtypes)
+            stamp = _stamp(info.path, _local_files(source))
+    except (OSError, SceneError):
+        return False
+    # Sizes and times take turns in a stamp.
+    return header == (info.grid.shape, info.grid.transform, info.dtypes) and stamp[::2] == info.stamp[::2]
+
+
 def _local_files(source: Any) -> tuple[str, ...]:
     """List the local files that a raster consists of, the main one first; of a mosaic of mosaics, theirs too."""
     files: dict[str, None] = {}

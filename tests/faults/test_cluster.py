@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -68,6 +70,147 @@ def test_a_worker_that_is_killed_costs_nothing_but_time(plan: Plan, expected: by
         result = execute(planned(plan, scheduler=cluster.scheduler_address), kill)
     assert killed
     assert result.outputs.raster.read_bytes() == expected
+
+
+class Restart(logging.Handler):
+    """Starts a worker when landseg says that it waits for one."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        super().__init__()
+        self.cluster = cluster
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "no worker is left" in record.getMessage():
+            self.cluster.scale(1)
+
+
+def stop_all(cluster: LocalCluster, client: Client) -> None:
+    cluster.scale(0)
+    while client.nthreads():
+        time.sleep(0.01)
+
+
+def test_a_run_waits_for_a_worker_when_none_is_left(plan: Plan, expected: bytes) -> None:
+    stopped: list[int] = []
+    with landseg_cluster._local_client(1) as client:
+
+        def stop(progress: Progress) -> None:
+            if progress.chips and not stopped:
+                stopped.append(progress.chips)
+                stop_all(client.cluster, client)
+
+        restart = Restart(client.cluster)
+        logging.getLogger("landseg").addHandler(restart)
+        try:
+            result = execute(planned(plan, scheduler=client.cluster.scheduler_address), stop)
+        finally:
+            logging.getLogger("landseg").removeHandler(restart)
+    assert stopped
+    assert result.outputs.raster.read_bytes() == expected
+
+
+def die(*_: object, **__: object) -> None:
+    os._exit(1)
+
+
+@pytest.mark.parametrize("asked", ["_chosen", "_Strips.setup"])
+def test_a_worker_that_dies_when_it_is_asked_is_done_without(
+    plan: Plan, expected: bytes, cluster: LocalCluster, asked: str
+) -> None:
+    with Client(cluster) as client:
+        doomed = next(iter(client.nthreads()))
+
+        def make_deadly() -> None:
+            owner = landseg_cluster._Strips if "." in asked else landseg_cluster
+            setattr(owner, asked.rpartition(".")[2], die)
+
+        client.run(make_deadly, workers=[doomed])
+        result = execute(planned(plan, scheduler=cluster.scheduler_address))
+        assert doomed not in client.nthreads()
+    assert result.outputs.raster.read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("has", "says"),
+    [
+        ("other sources", r"the worker tcp://\S+ has landseg \S+ \(\w+\) with torch \S+, and this command landseg"),
+        ("no landseg", r"the worker tcp://\S+ can't answer: .*No module named 'landseg'"),
+    ],
+)
+def test_a_worker_without_the_same_landseg_is_refused(plan: Plan, tmp_path: Path, has: str, says: str) -> None:
+    installed = tmp_path / "installed"
+    sources = Path(landseg_cluster.__file__).parent
+    shutil.copytree(sources, installed / "landseg", ignore=shutil.ignore_patterns("__pycache__"))
+    with (installed / "landseg/__init__.py").open("a") as file:
+        absent = "raise ModuleNotFoundError(\"No module named 'landseg'\")"
+        file.write(absent if has == "no landseg" else "# as of another day")
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
+        options = "--no-nanny", "--no-dashboard", "--local-directory", str(tmp_path)
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, *options]
+        environment = os.environ | {"PYTHONPATH": str(installed)}
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, cwd=tmp_path, env=environment) as worker:
+            try:
+                client.wait_for_workers(1, timeout=60)
+                with pytest.raises(ResourceError, match=says):
+                    planned(plan, scheduler=cluster.scheduler_address)
+            finally:
+                worker.kill()
+
+
+class Outdated(WorkerPlugin):
+    """Makes every worker have another landseg."""
+
+    name = "outdated"
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002
+        landseg_cluster.SOFTWARE = "landseg 0.0.9 (01234567) with torch 2.0.0"
+
+
+def test_a_worker_that_comes_late_is_refused_too(plan: Plan, cluster: LocalCluster) -> None:
+    with Client(cluster) as client:
+
+        def replace_all(progress: Progress) -> None:
+            if progress.chips:
+                stop_all(cluster, client)
+                client.register_plugin(Outdated())
+                cluster.scale(1)
+
+        with pytest.raises(ResourceError, match=f"on {socket.gethostname()} has landseg 0.0.9"):
+            execute(planned(plan, scheduler=cluster.scheduler_address), replace_all)
+
+
+def test_a_worker_that_sees_another_scene_is_refused(
+    plan: Plan, cluster: LocalCluster, make_scene: SceneMaker, city: NDArray[np.uint8]
+) -> None:
+    believing = planned(plan, scheduler=cluster.scheduler_address)
+    make_scene(np.tile(city, (1, 6, 2)), compress="deflate")
+    with pytest.raises(SceneError, match=rf"the worker tcp://\S+ on {socket.gethostname()} sees no scene"):
+        execute(believing)
+
+
+def test_a_worker_that_does_not_see_the_folder_is_refused(plan: Plan, cluster: LocalCluster) -> None:
+    with Client(cluster) as client:
+        client.run(lambda: setattr(os, "access", lambda *_: False))
+    with pytest.raises(ResourceError, match=rf"on {socket.gethostname()} does not see"):
+        execute(planned(plan, scheduler=cluster.scheduler_address))
+
+
+def test_workers_follow_links_by_themselves(plan: Plan, expected: bytes, cluster: LocalCluster, tmp_path: Path) -> None:
+    # They lead elsewhere on other machines; on this one, later.
+    here, there, share = tmp_path / "here", tmp_path / "there", tmp_path / "share"
+    here.mkdir()
+    shutil.copy(plan.info.path, here)
+    share.symlink_to(here)
+    config = plan.config.model_copy(update={"scheduler": cluster.scheduler_address})
+    linked = build_plan(str(share / "scene.tif"), share / "map.gpkg", config)
+
+    def move(progress: Progress) -> None:
+        if progress.chips and not there.exists():
+            here.rename(there)
+            share.unlink()
+            share.symlink_to(there)
+
+    assert execute(linked, move).outputs.raster.read_bytes() == expected
 
 
 class Poison(WorkerPlugin):
@@ -165,8 +308,8 @@ def test_two_runs_of_a_scene_may_share_a_scheduler(plan: Plan, cluster: LocalClu
 
 
 def test_a_worker_s_error_reaches_the_user(plan: Plan, cluster: LocalCluster) -> None:
-    doomed = planned(plan, scheduler=cluster.scheduler_address)
     Path(plan.info.path).write_bytes(Path(plan.info.path).read_bytes()[:200_000])
+    doomed = planned(plan, scheduler=cluster.scheduler_address)
     with pytest.raises(SceneError, match="damaged or out of reach"):
         execute(doomed)
 

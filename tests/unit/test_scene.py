@@ -3,6 +3,7 @@ import os
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from rasterio.crs import CRS
 
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
 from landseg.grid import Grid
-from landseg.scene import SceneInfo, _stamp, describe_scene, match_bands, value_ranges, working_grid
+from landseg.scene import SceneInfo, _stamp, describe_scene, is_as_described, match_bands, value_ranges, working_grid
 from tests.conftest import DEMO_SCENE, UTM40, SceneMaker, write_vrt
 
 RGB_NAMES = ("red", "green", "blue")
@@ -109,6 +110,42 @@ class TestDescribe:
         assert part.stamp[0] == path.stat().st_size
         with pytest.raises(SceneError, match="as a raster"):
             describe_scene(f"GPKG:{tmp_path / 'none.gpkg'}:a")
+
+
+class TestIsAsDescribed:
+    def test_a_copy_is(self, make_scene: SceneMaker) -> None:
+        path = make_scene(GREY, colours=None)
+        scene = describe_scene(str(path))
+        os.utime(path, (1, 1))
+        assert is_as_described(scene)
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            {"data": GREY[:, :, :-1]},
+            {"data": GREY.reshape(1, 30, 20)},
+            {"data": GREY, "transform": Affine(1, 0, 339001, 0, -1, 2784000)},
+            {"data": GREY, "compress": "deflate"},
+            {"data": GREY.astype(np.int8)},
+        ],
+        ids=["smaller", "turned", "elsewhere", "another size", "another type"],
+    )
+    def test_another_file_is_not(self, make_scene: SceneMaker, other: dict[str, Any]) -> None:
+        scene = describe_scene(str(make_scene(GREY, colours=None)))
+        make_scene(**other, colours=None)
+        assert not is_as_described(scene)
+
+    def test_nor_is_a_mosaic_of_other_parts(self, make_scene: SceneMaker, tmp_path: Path) -> None:
+        scene = describe_scene(str(write_vrt(tmp_path / "mosaic.vrt", [(make_scene(GREY), 1, "")])))
+        assert is_as_described(scene)
+        make_scene(GREY, compress="deflate")
+        assert not is_as_described(scene)
+
+    def test_nor_what_is_not_there(self, make_scene: SceneMaker) -> None:
+        path = make_scene(GREY)
+        scene = describe_scene(str(path))
+        path.unlink()
+        assert not is_as_described(scene)
 
 
 class TestStamp:
