@@ -368,7 +368,7 @@ def open_reference(
     class_column: str = CLASS_COLUMN,
     layer: str | None = None,
 ) -> ReadChannels:
-    """Open a reference to be read on another grid, at the nearest pixel; all of it is looked at for misspelt values.
+    """Open a reference to be read on another grid, at the nearest pixel.
 
     Parameters
     ----------
@@ -379,25 +379,51 @@ def open_reference(
     ground
         What the grid is of, for people.
 
+    Returns
+    -------
+    ReadChannels
+        Raises `TrainingDataError` if a window holds values that the codes do not explain; the message tells of all that
+        the grid's ground holds.
+
     Raises
     ------
     TrainingDataError
-        If the reference can't be read or placed, does not overlap the grid, or holds values there that the codes do not
-        explain.
+        If the reference can't be read or placed, or does not overlap the grid.
     """
     reference = open_labels(labels, codes, grid.crs, grid.bounds, ground, class_column=class_column, layer=layer)
 
     def read(window: Window) -> Reading:
         return reference.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
 
+    def read_explained(window: Window) -> NDArray[np.int64]:
+        reading = read(window)
+        if reading.unknown:
+            raise codes.explain(_all_unknown(read, grid), labels)
+        return reading.channels
+
+    return read_explained
+
+
+def _all_unknown(read: Callable[[Window], Reading], grid: Grid) -> Counter[Value | float]:
+    """Count the pixels of each unexplained value: windows that were read so far may have overlapped."""
     unknown: Counter[Value | float] = Counter()
     for _, window in cells(grid.window, BLOCK_PX):
         unknown += read(window).unknown
         if len(unknown) > MANY_VALUES:
             break
-    if unknown:
-        raise codes.explain(unknown, labels)
-    return lambda window: read(window).channels
+    return unknown
+
+
+def check_reference(read: ReadChannels, grid: Grid) -> None:
+    """Read all of a reference, so that what is wrong with it is told before the work.
+
+    Raises
+    ------
+    TrainingDataError
+        If it can't be read, or holds values that have no meaning.
+    """
+    for _, window in cells(grid.window, BLOCK_PX):
+        read(window)
 
 
 def _blocks(predicted: Any, read: ReadChannels) -> Iterator[Block]:

@@ -13,7 +13,7 @@ from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle, check_replaceable, read_bundle, write_bundle
 from landseg.run import Plan, build_plan, map_labels, predict_chips
 from landseg.train.calibrate import fit_temperature
-from landseg.train.evaluate import ReadChannels, Scores, evaluate_map, open_reference
+from landseg.train.evaluate import ReadChannels, Scores, check_reference, evaluate_map, open_reference
 from landseg.train.labels import CLASS_COLUMN, IGNORED
 from landseg.train.material import label_codes
 
@@ -57,8 +57,8 @@ def evaluate(
     plan = _plan(model, scene, config)
     legend = plan.bundle.card.legend
     codes = label_codes(label_values, legend, ignored_values)
-    # What is wrong with the labels is told before the work.
-    open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
+    read = open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
+    check_reference(read, plan.grid)
     with tempfile.TemporaryDirectory(prefix="landseg-") as folder:
         predicted = map_labels(plan, Path(folder), on_progress)
         return evaluate_map(predicted, labels, codes, legend, class_column=class_column, layer=layer)
@@ -110,6 +110,7 @@ def calibrate(
     plan = replace(_plan(model, scene, single), bundle=untempered)
     codes = label_codes(label_values, bundle.card.legend, ignored_values)
     read = open_reference(labels, codes, plan.grid, f"the scene {scene}", class_column=class_column, layer=layer)
+    check_reference(read, plan.grid)
     temperature = round(fit_temperature(_labelled_chips(plan, read, on_progress)), 4)
     stale = {"ece", "reliability"}
     card = replace(

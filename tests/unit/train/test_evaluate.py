@@ -19,10 +19,11 @@ from rasterio.crs import CRS
 from rasterio.warp import Resampling, reproject
 
 from landseg.errors import TrainingDataError
+from landseg.grid import Grid
 from landseg.legend import LandClass, Legend
 from landseg.train import evaluate
 from landseg.train.evaluate import HALO_PX, Block, Scores, evaluate_map, score
-from landseg.train.labels import IGNORED, LabelCodes
+from landseg.train.labels import IGNORED, LabelCodes, RasterLabels, Reading
 
 # Ids that are neither the channels nor in order, so that mixing them up shows.
 LEGEND = Legend((LandClass(7, "water", "#56b4e9"), LandClass(2, "land", "#ece2c6"), LandClass(4, "road", "#000000")))
@@ -471,6 +472,23 @@ def test_values_of_the_reference_that_are_not_explained_are_refused(
             evaluate_map(prediction, path, CODES, LEGEND)
         assert f"{path} holds values that are no class: {found}" in caught.value.what
         assert "--ignored-values" in str(caught.value.hint)
+
+
+def test_a_reference_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "BLOCK_PX", 16)
+    prediction = write(tmp_path / "map.tif", drawn((32, 48), (2, 4, 7), 0))
+    labels = write(tmp_path / "labels.tif", drawn((32, 48), (0, 1, 5), 1))
+    grids: list[Grid] = []
+    read = RasterLabels.read
+
+    def noted(self: RasterLabels, grid: Grid) -> Reading:
+        grids.append(grid)
+        return read(self, grid)
+
+    monkeypatch.setattr(RasterLabels, "read", noted)
+
+    assert evaluate_map(prediction, labels, CODES, LEGEND).labelled_px == 32 * 48
+    assert len(grids) == 2 * 3
 
 
 @pytest.mark.parametrize("bare", ["map.tif", "labels.tif"])
