@@ -645,6 +645,9 @@ def _warp_options(
     if len(set(info.dtypes)) > 1:
         # Else it is one that holds the values of all bands, also of those that are not read.
         options["dtype"] = str(info.dtype(bands))
+    if info.validity == "nodata" and info.dtype(bands) in (np.int64, np.uint64):
+        # The warper takes no nodata value of such integers for one.
+        options["dtype"] = "float64"
     if info.alpha is not None:
         options |= {"src_alpha": info.alpha, "dst_alpha": info.alpha}
     elif info.validity == "none" and info.is_float(bands):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
 from pyproj import Transformer
 from rasterio.crs import CRS
-from rasterio.errors import CRSError, RasterioError, RasterioIOError
+from rasterio.errors import CRSError, RasterioIOError
 from rasterio.features import rasterize
 from rasterio.warp import transform_bounds
 
@@ -194,7 +194,7 @@ def open_labels(
     Raises
     ------
     TrainingDataError
-        If the file can't be read, has no CRS, lies elsewhere, or lacks the layer or the column.
+        If the file can't be read or placed, lies elsewhere, or lacks the layer or the column.
     """
     try:
         with rasterio.open(path):
@@ -248,10 +248,12 @@ class RasterLabels:
     def __init__(self, path: Path, codes: LabelCodes, crs: CRS) -> None:
         self.path = path
         self.codes = codes
-        with rasterio.open(path) as raster:
-            if raster.crs is None:
-                raise TrainingDataError(f"{path} has no coordinate reference system", "georeference it first")
-        self._info = describe_scene(str(path))
+        try:
+            self._info = describe_scene(str(path))
+        except SceneError as error:
+            # That of mapping names an option that labels do not have.
+            hint = "georeference it first" if "--assume-crs" in (error.hint or "") else error.hint
+            raise TrainingDataError(error.what, hint) from error
         self.bounds = _transformed(self._info.grid.bounds, self._info.grid.crs, crs)
 
     def read(self, grid: Grid) -> Reading:
@@ -263,11 +265,15 @@ class RasterLabels:
             If the file is damaged.
         """
         try:
-            # Opened anew each time: an open file must not pass on to the processes that load samples.
-            with RasterScene(self._info, (1,), grid, resampling="nearest") as raster:
+            # Opened anew each time: an open file must not pass on to the processes that load samples. Other bands have
+            # no say, not even in what is nodata.
+            with RasterScene(self._info, (1,), grid, nodata_policy="any", resampling="nearest") as raster:
                 pixels = raster.read(grid.window)
-        except (RasterioError, SceneError) as error:
-            raise TrainingDataError(f"can't read {self.path}: {error}") from error
+        except SceneError as error:
+            # The place that it tells is one within the grid.
+            raise TrainingDataError(
+                f"can't read {self.path}: the file is damaged or out of reach", error.hint
+            ) from error
         indices, numbers = pd.factorize(pixels.data.ravel())
         indices[~pixels.valid.ravel()] = _NOTHING
         return _Meanings((number.item() for number in numbers), self.codes).reading(indices.reshape(grid.shape))

@@ -9,6 +9,7 @@ import pandas as pd
 import pyogrio
 import pytest
 import rasterio
+import rasterio.shutil
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
@@ -248,6 +249,42 @@ def test_ground_that_a_raster_masks_or_does_not_reach_is_unknown(
     assert np.array_equal(channels(path), drawn((np.s_[: 32 if kind == "none" else 16, :48], LAND)))
 
 
+def test_a_mask_that_the_first_band_has_to_itself_is_heeded(tmp_path: Path) -> None:
+    # 0 is a class here, and what the warper fills with.
+    valid = np.zeros((64, 96), dtype=np.uint8)
+    valid[:16] = 255
+    mask, values = raster(tmp_path / "mask.tif", valid), raster(tmp_path / "values.tif", valid * 0)
+    path = tmp_path / "labels.vrt"
+    with rasterio.open(values) as file:
+        rasterio.shutil.copy(file, path, driver="VRT")
+    source = f"<SimpleSource><SourceFilename>{mask}</SourceFilename><SourceBand>1</SourceBand></SimpleSource>"
+    own = f'<MaskBand><VRTRasterBand dataType="Byte">{source}</VRTRasterBand></MaskBand></VRTRasterBand>'
+    path.write_text(path.read_text().replace("</VRTRasterBand>", own))
+
+    assert np.array_equal(channels(path), drawn((np.s_[:16], BUILDING)))
+    wider = Grid((84, 116), GRID.transform @ Affine.translation(-10, -10), UTM40)
+    assert np.array_equal(opened(path).read(wider).channels[10:74, 10:106], drawn((np.s_[:16], BUILDING)))
+    assert (opened(path).read(wider).channels == BUILDING).sum() == 16 * 96
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "uint32", "int64", "uint64", "float64"])
+@pytest.mark.parametrize("bands", [1, 2])
+def test_nodata_of_the_first_band_counts_on_any_grid(tmp_path: Path, dtype: str, bands: int) -> None:
+    data = np.ones((bands, 64, 96), dtype=dtype)
+    # The warper makes 1 of a 2 that is nodata where another band holds data.
+    codes = LabelCodes({1: "land", 2: "water"}, NAMES)
+    data[0, 16:] = 2
+    path = raster(tmp_path / "labels.tif", data[0], count=bands, nodata=2, photometric="MINISBLACK")
+    with rasterio.open(path, "r+") as file:
+        file.write(data)
+
+    wider = Grid((84, 116), GRID.transform @ Affine.translation(-10, -10), UTM40)
+    for grid, (top, left) in ((GRID, (0, 0)), (wider, (10, 10))):
+        expected = np.full(grid.shape, IGNORED)
+        expected[top : top + 16, left : left + 96] = LAND
+        assert np.array_equal(opened(path, codes).read(grid).channels, expected)
+
+
 def test_the_message_about_unknown_values_says_what_to_do() -> None:
     error = CODES.explain({"watr": 1200, 255: 34_000}, Path("zones.gpkg"))
 
@@ -411,5 +448,16 @@ def test_a_truncated_raster_is_refused_when_it_is_read(tmp_path: Path, patchwork
     path.write_bytes(path.read_bytes()[:3000])
     labels = opened(path)
 
-    with pytest.raises(TrainingDataError, match=r"can't read .*labels\.tif"):
+    with pytest.raises(TrainingDataError, match=r"can't read .*labels\.tif: the file is damaged") as caught:
         labels.read(GRID)
+    assert "rows" not in caught.value.what
+
+
+def test_rasters_that_can_t_be_labels_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    values = np.ones((64, 96), dtype=np.uint8)
+
+    bare = refusal(raster(tmp_path / "bare.tif", values, crs=None))
+    assert bare.what.endswith("bare.tif has no coordinate reference system")
+    assert bare.hint == "georeference it first"
+    numbers = raster(tmp_path / "complex.tif", values.astype(np.complex64))
+    assert refusal(numbers).what == f"{numbers} holds complex numbers"
