@@ -29,8 +29,10 @@ def epsg_code(crs: CRS) -> str | None:
     code = crs.to_epsg()
     if code is None:
         return None
-    # Pixels are counted across and down, whichever axis a code has first.
-    is_same = pyproj.CRS.from_wkt(crs.to_wkt()).equals(pyproj.CRS.from_epsg(code), ignore_axis_order=True)
+    # What pyproj knows by the code itself is of another version of EPSG's tables, where names of datums differ. Pixels
+    # are counted across and down, whichever axis a code has first.
+    own, known = (pyproj.CRS.from_wkt(one.to_wkt()) for one in (crs, CRS.from_epsg(code)))
+    is_same = own.equals(known, ignore_axis_order=True)
     return f"EPSG:{code}" if is_same else None
 
 

@@ -32,7 +32,7 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from landseg.errors import BandError, CrsError, EmptySceneError, GsdError, SceneError
-from landseg.grid import LONLAT, Grid, cells, shrunk
+from landseg.grid import LONLAT, Grid, cells, epsg_code, shrunk
 from landseg.hrefs import hide_secrets, is_remote, open_s3, s3_endpoint, s3_key
 
 log = logging.getLogger(__name__)
@@ -345,7 +345,8 @@ def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
         except (CRSError, ValueError) as error:
             raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
     if crs is not None and assumed not in (None, crs):
-        log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, crs.to_string())
+        own = epsg_code(crs) or crs.to_wkt()
+        log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, own)
     if crs is None and source.gcps[0]:
         raise CrsError(
             f"{path} has ground control points but no georeferencing", "rectify it first: gdalwarp -t_srs EPSG:n …"

@@ -104,7 +104,7 @@ def test_touching_cells_make_one_window_in_each_row() -> None:
     assert found == [Window(8, 0, 16, 8), Window(32, 0, 4, 8), Window(32, 16, 4, 4)]
 
 
-@pytest.mark.parametrize("code", [32640, 3035, 2154, 3857, 4326, 7415])
+@pytest.mark.parametrize("code", [32640, 3035, 3067, 2154, 3857, 4326, 7415])
 def test_a_crs_has_its_own_code_also_without_an_authority(code: int) -> None:
     crs = CRS.from_epsg(code)
     bare = CRS.from_wkt(re.sub(r',AUTHORITY\["[^]]*\]', "", crs.to_wkt()))

@@ -151,10 +151,12 @@ def test_a_suffix_may_be_in_capitals(plan: Plan, tmp_path: Path) -> None:
 def test_a_crs_without_a_code_is_recorded_whole(
     make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
 ) -> None:
-    crs = CRS.from_string("+proj=laea +lat_0=25 +lon_0=55 +datum=WGS84 +units=m")
-    scene = make_scene(city, crs=crs, transform=Affine(1, 0, 0, 0, -1, 0))
-    result = execute(build_plan(str(scene), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle))))
-    properties = result.manifest["properties"]
+    # PROJ takes it for EPSG:5683, which is 69 m off.
+    crs = CRS.from_string("+proj=tmerc +lon_0=9 +k=1 +x_0=3500000 +ellps=bessel +towgs84=700,100,500,0,0,0,0")
+    scene = make_scene(city, crs=crs, transform=Affine(1, 0, 3500000, 0, -1, 5500000))
+    plan = build_plan(str(scene), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle)))
+    assert CRS.from_wkt(plan.summary()["grid"]["crs"]) == crs
+    properties = execute(plan).manifest["properties"]
     assert properties["proj:code"] is None
     assert CRS.from_wkt(properties["proj:wkt2"]) == crs
 

@@ -340,6 +340,14 @@ def test_a_crs_is_assumed_only_where_there_is_none(
         describe_scene(scene, "castle")
 
 
+def test_the_warning_names_no_code_that_is_not_the_scenes(
+    make_scene: SceneMaker, city: NDArray[np.uint8], caplog: pytest.LogCaptureFixture
+) -> None:
+    own = CRS.from_string("+proj=tmerc +lon_0=9 +k=1 +x_0=3500000 +ellps=bessel +towgs84=700,100,500,0,0,0,0")
+    describe_scene(str(make_scene(city, crs=own)), "EPSG:5683")
+    assert "TOWGS84[700,100,500,0,0,0,0]" in caplog.text
+
+
 class _Refusing(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.send_response(int(self.path[1:]))
