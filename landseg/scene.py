@@ -23,6 +23,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
 from pyproj.exceptions import ProjError
+from rasterio._path import _parse_path, _vsi_path  # GDAL's name of what rasterio opens by URL
 from rasterio.crs import CRS
 from rasterio.drivers import raster_driver_extensions
 from rasterio.dtypes import dtype_rev, typename_fwd
@@ -546,12 +547,18 @@ class RasterScene:
         self._warping = (
             None if grid == info.grid else _warp_options(info, bands, grid, nodata_policy, Resampling[resampling])
         )
-        # The warper knows one mask and one nodata value for all bands.
-        self._each_alone = self._warping is not None and info.validity == "bands"
+        # Bands that are warped without the others, one group after the other.
+        self._alone: list[list[int]] = []
+        if self._warping and info.validity == "bands":
+            # The warper knows one mask and one nodata value for all bands.
+            self._alone = [[band] for band in bands]
+        elif self._warping and info.validity == "nodata" and len(set(bands)) < len(info.band_names):
+            # The warper asks bands that are not read, too, whether a pixel holds data.
+            self._alone = [self.bands]
         # GDAL's own masks miss an alpha band that is not one of two or four.
         self._mask_band = info.alpha
         if self._warping and "add_alpha" in self._warping:
-            self._mask_band = 2 if self._each_alone else len(info.band_names) + 1
+            self._mask_band = 2 if self._alone else len(info.band_names) + 1
         self._local = threading.local()
         self._opened: list[Any] = []
 
@@ -598,16 +605,17 @@ class RasterScene:
             source = self._keep(rasterio.open(self.info.path))
             if self._warping is None:
                 handles = [(source, self.bands)]
-            elif not self._each_alone:
+            elif not self._alone:
                 handles = [(self._keep(WarpedVRT(source, **self._warping)), self.bands)]
             else:
                 handles = []
-                name = source.files[0] if is_remote(self.info.path) else self.info.path
-                for band in self.bands:
-                    alone = self._keep(rasterio.open(_single_band(source, name, band)))
+                name = _vsi_path(_parse_path(self.info.path))
+                masked = self.info.validity == "bands"
+                for bands in self._alone:
+                    alone = self._keep(rasterio.open(_bands_alone(source, name, bands, masked=masked)))
                     # As on the scene's own grid, what holds no data has the nodata value.
-                    options = self._warping | {"init_dest": source.nodatavals[band - 1] or 0}
-                    handles.append((self._keep(WarpedVRT(alone, **options)), [1]))
+                    options = self._warping | ({"init_dest": source.nodatavals[bands[0] - 1] or 0} if masked else {})
+                    handles.append((self._keep(WarpedVRT(alone, **options)), list(alone.indexes)))
             self._local.handles = handles
         found: list[tuple[Any, list[int]]] = self._local.handles
         return found
@@ -636,8 +644,7 @@ def _warp_options(
         "width": cols,
         # GDAL widens the kernel when pixels grow, so that nothing aliases.
         "resampling": resampling,
-        # Whether a value that is nodata counts where another band holds data, as it does on the scene's own grid; the
-        # warper asks bands that are not read, too.
+        # Whether a value that is nodata counts where another band holds data, as it does on the scene's own grid.
         "UNIFIED_SRC_NODATA": "YES" if nodata_policy == "all" else "NO",
     }
     if resampling == Resampling.nearest:
@@ -660,18 +667,23 @@ def _warp_options(
     return options
 
 
-def _single_band(source: Any, name: str, band: int) -> str:
-    """Describe a band as a raster, in GDAL's words, with what says where the band holds data for its mask."""
+def _bands_alone(source: Any, name: str, bands: Sequence[int], *, masked: bool) -> str:
+    """Describe bands as a raster, in GDAL's words, with their nodata values or, ``masked``, the first one's mask."""
     rows, cols = source.shape
-    file = f'<SourceFilename shared="0">{escape(name)}</SourceFilename>'
-    return (
-        f'<VRTDataset rasterXSize="{cols}" rasterYSize="{rows}">'
-        f'<VRTRasterBand dataType="{typename_fwd[dtype_rev[source.dtypes[band - 1]]]}" band="1">'
-        f"<SimpleSource>{file}<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
-        '<MaskBand><VRTRasterBand dataType="Byte">'
-        f"<SimpleSource>{file}<SourceBand>mask,{band}</SourceBand></SimpleSource></VRTRasterBand></MaskBand>"
-        "</VRTDataset>"
-    )
+
+    def pixels(band: int | str) -> str:
+        file = f'<SourceFilename shared="0">{escape(name)}</SourceFilename>'
+        return f"<SimpleSource>{file}<SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+
+    words = f'<VRTDataset rasterXSize="{cols}" rasterYSize="{rows}">'
+    for number, band in enumerate(bands, start=1):
+        words += f'<VRTRasterBand dataType="{typename_fwd[dtype_rev[source.dtypes[band - 1]]]}" band="{number}">'
+        if not masked:
+            words += f"<NoDataValue>{source.nodatavals[band - 1]}</NoDataValue>"
+        words += pixels(band)
+    if masked:
+        words += f'<MaskBand><VRTRasterBand dataType="Byte">{pixels(f"mask,{bands[0]}")}</MaskBand>'
+    return f"{words}</VRTDataset>"
 
 
 def _read_bands(source: Any, bands: Sequence[int], **options: Any) -> Any:

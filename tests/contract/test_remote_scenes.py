@@ -1,6 +1,7 @@
 """Scenes behind HTTP and S3 are read window by window, through GDAL's own clients and a real server on loopback."""
 
 import multiprocessing
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from landseg.scene import RasterScene, describe_scene
 from tests.conftest import DEMO_SCENE
 
 KEY = f"{DEMO_SCENE.parent.name}/{DEMO_SCENE.name}"
+NODATA_KEY = KEY.replace(".tif", "_nodata.tif")
 WINDOW = Window(600, 700, 100, 80)
 
 
@@ -61,21 +63,27 @@ def serve(folder: str, port: Synchronized, sent_bytes: Synchronized) -> None:
 @dataclass(frozen=True)
 class RangeServer:
     address: str
+    folder: Path
     sent_bytes: Synchronized
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RangeServer]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RangeServer]:
+    # S3 has a folder to call its bucket.
+    folder = tmp_path_factory.mktemp("served")
+    (folder / KEY).parent.mkdir()
+    shutil.copy(DEMO_SCENE, folder / KEY)
+    with rasterio.open(shutil.copy(DEMO_SCENE, folder / NODATA_KEY), "r+") as scene:
+        scene.nodata = 0
     # In a process of its own: GDAL holds the interpreter's lock while it waits for an answer.
     context = multiprocessing.get_context("spawn")
     port, sent_bytes = context.Value("i", 0), context.Value("q", 0)
-    # The grandparent, so that S3 has a folder to call its bucket.
-    process = context.Process(target=serve, args=(str(DEMO_SCENE.parent.parent), port, sent_bytes), daemon=True)
+    process = context.Process(target=serve, args=(str(folder), port, sent_bytes), daemon=True)
     process.start()
     while not port.value:
         assert process.is_alive()
         time.sleep(0.01)
-    yield RangeServer(f"127.0.0.1:{port.value}", sent_bytes)
+    yield RangeServer(f"127.0.0.1:{port.value}", folder, sent_bytes)
     process.terminate()
     process.join()
 
@@ -104,6 +112,15 @@ def test_windows_of_a_remote_scene(server: RangeServer, url: str) -> None:
     with rasterio.open(DEMO_SCENE) as local:
         assert np.array_equal(data, local.read(window=WINDOW))
     assert 0 < server.sent_bytes.value - before < DEMO_SCENE.stat().st_size / 2
+
+
+def test_some_bands_of_a_remote_scene_on_another_grid(server: RangeServer, url: str) -> None:
+    found = []
+    for path in (url.replace(KEY, NODATA_KEY), str(server.folder / NODATA_KEY)):
+        info = describe_scene(path)
+        with RasterScene(info, (1, 2), info.grid.resampled((1.5, 1.5))) as scene:
+            found.append(scene.read(WINDOW).data)
+    assert np.array_equal(*found)
 
 
 def test_a_remote_scene_that_is_not_there(server: RangeServer) -> None:

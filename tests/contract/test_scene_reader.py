@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -159,6 +160,12 @@ def with_mask_beside_alpha(make: SceneMaker) -> Path:
     return make(np.concatenate([truth("uint8"), opaque]), colours=colours, valid=half_valid())
 
 
+def with_nodata_beside_alpha(make: SceneMaker) -> Path:
+    data = np.full((4, ROWS, COLS), 255, np.uint8)
+    data[:3] = np.where(half_valid(), truth("uint8").clip(1), 0)
+    return make(data, nodata=0, colours=(ColorInterp.red, ColorInterp.green, ColorInterp.blue, ColorInterp.alpha))
+
+
 def with_nodata_of_each_band(make: SceneMaker) -> Path:
     data = truth("uint8").clip(2, 254)
     values = 0, 255, 1
@@ -199,6 +206,7 @@ VALIDITY: list[Callable[[SceneMaker], Path]] = [
     with_mask_of_int16,
     with_mask_beside_nodata,
     with_mask_beside_alpha,
+    with_nodata_beside_alpha,
     with_masks_of_bands,
     with_nodata_of_each_band,
     with_alpha,
@@ -301,6 +309,12 @@ def partly_nodata(make: SceneMaker, **options: Any) -> Path:
     return make(np.where(partly_valid(), 100, -9999).astype(np.int16), nodata=-9999, **options)
 
 
+def partly_nodata_beside_a_band_that_is_not_read(make: SceneMaker, **options: Any) -> Path:
+    read = np.where(partly_valid(), 100, -9999)
+    data = np.concatenate([read, np.full((1, ROWS, COLS), 50)]).astype(np.int16)
+    return make(data, nodata=-9999, colours=None, **options)
+
+
 def partly_nodata_of_each_band(make: SceneMaker, **options: Any) -> Path:
     values = -9999, -1, 9999
     path = make(np.where(partly_valid(), 100, np.array(values)[:, None, None]).astype(np.int16), **options)
@@ -314,7 +328,10 @@ def partly_masked(make: SceneMaker, **options: Any) -> Path:
     return write_vrt(path.with_suffix(".vrt"), [(path, band, words[band - 1]) for band in (1, 2, 3)])
 
 
-@pytest.mark.parametrize("make", [partly_nodata, partly_nodata_of_each_band, partly_masked])
+@pytest.mark.parametrize(
+    "make",
+    [partly_nodata, partly_nodata_beside_a_band_that_is_not_read, partly_nodata_of_each_band, partly_masked],
+)
 @pytest.mark.parametrize(("policy", "share"), [("all", 50 / COLS), ("any", 30 / COLS)])
 @pytest.mark.parametrize("how", ["native", "finer", "coarser", "degrees"])
 def test_the_policy_holds_on_every_grid(
@@ -331,6 +348,41 @@ def test_the_policy_holds_on_every_grid(
     # Nothing of what is nodata has got into what is not.
     assert (pixels.data[1:, pixels.valid] == 100).all()
     assert policy == "all" or (pixels.data[0, pixels.valid] == 100).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata"), [("uint8", 0), ("uint8", 255), ("float32", math.nan), ("float32", -3.4028234663852886e38)]
+)
+def test_a_band_that_is_not_read_changes_nothing(make_scene: SceneMaker, dtype: str, nodata: float) -> None:
+    read = np.where(partly_valid(), 100, nodata).astype(dtype)
+    found = []
+    for data in (read, np.concatenate([read, np.full((1, ROWS, COLS), 50, dtype)])):
+        info = describe_scene(str(make_scene(data, nodata=nodata, colours=None, photometric="minisblack")))
+        with RasterScene(info, (3, 1, 2), info.grid.resampled((0.5, 0.5))) as scene:
+            found.append(everything(scene))
+    assert (found[0].valid == found[1].valid).all()
+    np.testing.assert_array_equal(found[0].data, found[1].data)
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["{path}", "GTIFF_DIR:1:{path}", "/vsizip/{folder}/scene.zip/it's & more.tif", "vrt://{path}?bands=3,2,1,4"],
+    ids=["file", "subdataset", "archive", "bands of another order"],
+)
+def test_some_bands_are_resampled_however_the_scene_is_named(
+    make_scene: SceneMaker, tmp_path: Path, words: str
+) -> None:
+    read = np.where(half_valid(), truth("uint8").clip(1), 0)
+    data = np.concatenate([read, np.full((1, ROWS, COLS), 50, np.uint8)])
+    name = "it's.tif" if "vrt:" in words else "it's & more.tif"
+    path = make_scene(data, name, colours=None, photometric="minisblack", nodata=0)
+    with ZipFile(tmp_path / "scene.zip", "w") as archive:
+        archive.write(path, path.name)
+    info = describe_scene(words.format(path=path, folder=tmp_path))
+    with RasterScene(info, (1, 2, 3), info.grid.resampled((0.5, 0.5)), resampling="nearest") as scene:
+        pixels = everything(scene)
+    assert (pixels.valid[::2, ::2] == half_valid()).all()
+    assert (pixels.data[:, ::2, ::2] == (read[::-1] if "vrt:" in words else read)).all()
 
 
 def test_nodata_of_a_band_that_is_not_read_leaves_what_lies_beyond_invalid(
