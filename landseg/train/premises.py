@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from landseg.checksums import sha256_of
 from landseg.config import DataConfig, DatasetConfig, OptimisationConfig
 from landseg.errors import UsageError
 from landseg.legend import Legend
@@ -89,10 +90,10 @@ def of_optimisation(options: OptimisationConfig) -> Premises:
     given = options.model_dump(mode="json", exclude=_WITHOUT_EFFECT, exclude_defaults=True)
     premises = dict(_flat("optimisation", given))
     if options.initial_weights is not None:
-        premises["optimisation.initial_weights"] = _sha256(options.initial_weights)
+        premises["optimisation.initial_weights"] = sha256_of(options.initial_weights)
     if options.teacher is not None:
         premises["optimisation.teacher.models"] = [
-            _sha256(Path(model)) if model.endswith(TORCHSCRIPT) else read_bundle(model).sha256
+            sha256_of(Path(model)) if model.endswith(TORCHSCRIPT) else read_bundle(model).sha256
             for model in options.teacher.models
         ]
     return premises
@@ -104,11 +105,6 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         return
     for inner, one in value.items():
         yield from _flat(f"{key}.{inner}", one)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def of_data(data: DataConfig, legend: Legend, labels: Sequence[Labels]) -> Premises:
