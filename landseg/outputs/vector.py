@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from landseg.errors import DiskError, UsageError
 from landseg.grid import Grid
 from landseg.legend import Legend
 from landseg.outputs import AreaCount, ClassArea, places
-from landseg.outputs.geopackage import write_class_areas, write_presentation
+from landseg.outputs.geopackage import LargePolygons, write_class_areas, write_presentation
 from landseg.outputs.geoparquet import write_geoparquet
 from landseg.polygons import Polygons, polygonize
 from landseg.polygons.merge import NO_MERGING, Merging
@@ -51,8 +52,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "ESRI Shapefile": {"layer_options": {"ENCODING": "UTF-8"}},
 }
 
-INDEX_BYTES = 2**27
-"""What GDAL may hold of a GeoPackage's index, that of two million polygons; from there on it is made on disk."""
+INDEX_BYTES = 2**28
+"""What GDAL may hold of a GeoPackage's index, that of some five million polygons; from there on it is made on disk."""
 
 FIELDS = [
     pa.field("class_id", pa.int32()),
@@ -130,20 +131,26 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
     """
     driver = driver_of(path)
     count = AreaCount(legend)
-    stream = _Stream(map(count.passed, batches), legend, SHAPEFILE_NAMES if driver == "ESRI Shapefile" else {})
+    counted = map(count.passed, batches)
     try:
-        if driver == "GeoParquet":
+        if driver == "GPKG":
+            with TemporaryFile(dir=path.parent) as aside:
+                large = LargePolygons(aside)
+                _write_by_gdal(path, driver, _Stream(map(large.boxed, counted), legend), crs)
+                large.write(path, LAYER, GEOMETRY_COLUMN)
+            write_class_areas(path, count.areas(), legend)
+            write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)
+        elif driver == "GeoParquet":
+            stream = _Stream(counted, legend)
             write_geoparquet(path, stream.schema, stream.with_bounds(), crs)
         else:
-            _write_by_gdal(path, driver, stream, crs)
+            names = SHAPEFILE_NAMES if driver == "ESRI Shapefile" else {}
+            _write_by_gdal(path, driver, _Stream(counted, legend, names), crs)
         areas = count.areas()
         polygons = sum(area.polygons for area in areas)
         if driver == "FlatGeobuf" and polygons:
             # GDAL says nothing where the disk is full at the end of one.
             pyogrio.raw.read(path, fids=[polygons - 1])
-        if driver == "GPKG":
-            write_class_areas(path, areas, legend)
-            write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)
     except (OSError, DataSourceError, DataLayerError, FeatureError, sqlite3.OperationalError) as error:
         raise DiskError(f"can't write {path}: {error}", "free some disk space, or write to another folder") from error
     return areas
@@ -200,7 +207,7 @@ class _Stream:
     Nothing here holds on to a batch: a single polygon may be as large as a map.
     """
 
-    def __init__(self, batches: Iterable[Polygons], legend: Legend, names: Mapping[str, str]) -> None:
+    def __init__(self, batches: Iterable[Polygons], legend: Legend, names: Mapping[str, str] = {}) -> None:
         self.batches = batches
         self.legend = legend
         self.raised: BaseException | None = None
@@ -261,10 +268,15 @@ def _write_by_gdal(path: Path, driver: str, stream: _Stream, crs: CRS) -> None:
 
 @contextmanager
 def _bounded_index() -> Iterator[None]:
-    """Keep GDAL to `INDEX_BYTES`, where it would take up to a tenth of main memory."""
-    option = "OGR_GPKG_MAX_RAM_USAGE_RTREE"
-    pyogrio.set_gdal_config_options({option: f"{INDEX_BYTES // 2**20}MB"})
+    """Let GDAL make a GeoPackage's index at the end, and within `INDEX_BYTES`."""
+    options = {
+        # By default a tenth of main memory. A number is in bytes; units are not understood.
+        "OGR_GPKG_MAX_RAM_USAGE_RTREE": INDEX_BYTES,
+        # A thread of GDAL's would hold the index while the map is drawn, and wait five seconds for a lock if on disk.
+        "OGR_GPKG_ALLOW_THREADED_RTREE": False,
+    }
+    pyogrio.set_gdal_config_options(options)
     try:
         yield
     finally:
-        pyogrio.set_gdal_config_options({option: None})
+        pyogrio.set_gdal_config_options(dict.fromkeys(options))

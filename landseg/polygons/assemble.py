@@ -46,11 +46,12 @@ class Finished:
         All of their arcs, with face 0 in the place of others.
     """
 
-    parts: tuple[Arcs, ...]
+    parts: list[Arcs]
 
     def assemble(self) -> Rings:
-        """Link the sides of each face to rings."""
+        """Link the sides of each face to rings, and let go of the arcs: they may be as many as a map has."""
         arcs = concatenate(self.parts)
+        self.parts.clear()
         # A side is ``2 * arc`` for an arc's left one and ``2 * arc + 1`` for its right one.
         faces = arcs.faces.ravel()
         sides = np.flatnonzero(faces)
@@ -92,7 +93,7 @@ class Held:
         is_closing = np.zeros_like(is_open)
         is_closing[closing] = True
         released = [self._release(strip, is_closing) for strip in strips]
-        return Finished((*released, self._hold(complete, is_open)))
+        return Finished([*released, self._hold(complete, is_open)])
 
     def _release(self, strip: int, is_closing: NDArray[np.bool_]) -> Arcs:
         """Give a strip's arcs of closing faces, and hold what others need of them."""
@@ -182,7 +183,7 @@ def _assemble(arcs: Arcs, faces: NDArray[np.int32], sides: NDArray[np.int64]) ->
         offsets[n + 1] = _assemble_face(arcs, sides[start:stop], codes, room, words, offsets[n])
         n += 1
         start = stop
-    return Rings(face_ids, offsets, words[: offsets[n]].copy())
+    return Rings(face_ids, offsets, words[: offsets[n]])
 
 
 @kernel

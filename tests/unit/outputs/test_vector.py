@@ -169,6 +169,36 @@ def test_an_index_that_does_not_fit_into_memory_is_whole(tmp_path: Path, monkeyp
     assert pyogrio.get_gdal_config_option("OGR_GPKG_MAX_RAM_USAGE_RTREE") is None
 
 
+def test_large_polygons_are_written_as_gdal_writes_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    courtyard = shapely.Polygon(shapely.box(0, 0, 9, 9).exterior, [shapely.box(3, 3, 6, 6).exterior])
+    _, xy, (ring_offsets, polygon_offsets) = shapely.to_ragged_array([courtyard])
+    one = replace(squares(1), xy=xy, ring_offsets=ring_offsets, polygon_offsets=polygon_offsets)
+    for name in ("by_gdal.gpkg", "aside.gpkg"):
+        write_layer(tmp_path / name, [squares(3), one, squares(2, 3), squares(1, 5), one], LEGEND, UTM)
+        monkeypatch.setattr("landseg.outputs.geopackage.LARGE_VERTICES", len(xy))
+        monkeypatch.setattr("landseg.outputs.geopackage.BYTES_AT_ONCE", 100)
+
+    with (
+        closing(sqlite3.connect(tmp_path / "by_gdal.gpkg")) as expected,
+        closing(sqlite3.connect(tmp_path / "aside.gpkg")) as found,
+    ):
+        for query in (
+            "SELECT * FROM landuse",
+            "SELECT * FROM rtree_landuse_geom",
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' ORDER BY name",
+        ):
+            assert found.execute(query).fetchall() == expected.execute(query).fetchall()
+    assert pyogrio.read_dataframe(tmp_path / "aside.gpkg", layer="landuse").geometry[3].equals_exact(courtyard)
+
+
+def test_a_polygon_that_no_geopackage_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("landseg.outputs.geopackage.LARGE_VERTICES", 5)
+    monkeypatch.setattr("landseg.outputs.geopackage.MOST_BYTES", 100)
+
+    with pytest.raises(UsageError, match=r"5 vertices is too large for a GeoPackage.*\n.*file\.parquet"):
+        write_layer(tmp_path / "draft.gpkg", batches(2, at_once=1), LEGEND, UTM)
+
+
 def test_the_format_is_one_that_older_software_knows(geopackage: Path) -> None:
     with closing(sqlite3.connect(geopackage)) as database:
         assert database.execute("PRAGMA user_version").fetchone() == (10200,)
