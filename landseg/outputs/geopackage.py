@@ -71,7 +71,7 @@ INSERT INTO gpkg_extensions (table_name, column_name, extension_name, definition
 CLASS_AREAS = "class_areas"
 
 LARGE_VERTICES = 2**18
-"""A polygon of as many does not go through GDAL."""
+"""Of a polygon that is worth steps of its own: its writers hold it several times."""
 
 HEADER_BYTES = 40
 """Of a polygon, before its well-known binary (https://www.geopackage.org/spec121/#gpb_format)."""

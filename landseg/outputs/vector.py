@@ -18,8 +18,9 @@ from rasterio.crs import CRS
 from landseg.errors import DiskError, UsageError
 from landseg.grid import Grid
 from landseg.legend import Legend
+from landseg.machine import trim_memory
 from landseg.outputs import AreaCount, ClassArea, places
-from landseg.outputs.geopackage import LargePolygons, write_class_areas, write_presentation
+from landseg.outputs.geopackage import LARGE_VERTICES, LargePolygons, write_class_areas, write_presentation
 from landseg.outputs.geoparquet import write_geoparquet
 from landseg.polygons import Polygons, polygonize
 from landseg.polygons.merge import NO_MERGING, Merging
@@ -53,7 +54,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 INDEX_BYTES = 2**28
-"""What GDAL may hold of a GeoPackage's index, that of some five million polygons; from there on it is made on disk."""
+"""What GDAL may hold of a GeoPackage's index, that of four million polygons; from there on it is made on disk."""
 
 FIELDS = [
     pa.field("class_id", pa.int32()),
@@ -240,6 +241,8 @@ class _Stream:
             polygons.perimeter_m,
         ]
         arrays = [pa.array(column, field.type, from_pandas=True) for column, field in zip(columns, FIELDS, strict=True)]
+        if len(polygons.xy) >= LARGE_VERTICES:
+            trim_memory()
         octets, offsets = polygons.to_wkb()
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(octets)]
         geometry = pa.Array.from_buffers(pa.large_binary(), len(polygons), buffers)
