@@ -1,3 +1,4 @@
+import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,7 +7,7 @@ import psutil
 import pytest
 
 from landseg import machine
-from landseg.machine import ahead, available_bytes
+from landseg.machine import ahead, available_bytes, trim_memory
 
 
 @pytest.mark.parametrize(("limit", "free"), [("3000", 2300), ("500", 0), ("max", None), (None, None)])
@@ -21,6 +22,17 @@ def test_a_container_s_limit_is_kept(
         (tmp_path / "memory.stat").write_text("anon 700\ninactive_file 300\n")
     whole = psutil.virtual_memory().total
     assert available_bytes() == free if free is not None else 10**8 < available_bytes() <= whole
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others give memory back by themselves")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    resident = psutil.Process().memory_info
+    blocks = [bytes(50_000) for _ in range(4000)]
+    last, held = blocks.pop(), resident().rss
+    del blocks  # what lies above them, the last one, keeps the heap from shrinking
+    trim_memory()
+    assert resident().rss < held - 150_000_000
+    assert len(last) == 50_000
 
 
 def test_results_come_in_order_while_the_next_items_are_worked_on() -> None:
