@@ -199,7 +199,8 @@ def _assemble_face(
 
     At a node a face has one sector, so that only one of its sides begins there: the one that goes on. ``codes`` is room
     for all vertices, and ``room`` for five numbers a side and one more: most faces are so small that making room for
-    each would take longer than all the rest.
+    each would take longer than all the rest. They are merge-sorted, since what is nearly in order already, as most of
+    these numbers are, can take Numba's quicksort the square of its length.
     """
     count = len(sides)
     origins, starts, smallest, keys, used = room[0], room[1], room[2], room[3], room[4]
@@ -210,7 +211,7 @@ def _assemble_face(
         origins[k] = arcs.codes[arcs.offsets[arc + 1] - 1 if sides[k] & 1 else arcs.offsets[arc]]
     order, sorted_origins = origins, origins
     if count > FEW_SIDES:
-        order = np.argsort(origins[:count])
+        order = np.argsort(origins[:count], kind="mergesort")
         sorted_origins = origins[order]
     rings, size = 0, 0
     for first in range(count):
@@ -246,7 +247,7 @@ def _assemble_face(
         for r in range(rings):
             is_shell = _twice_area(codes[starts[r] : starts[r + 1]]) > 0
             keys[r] = -1 if is_shell else codes[smallest[r]]
-        ranks = np.argsort(keys[:rings])
+        ranks = np.argsort(keys[:rings], kind="mergesort")
     words[offset] = rings
     place = offset + 1 + rings
     for rank in range(rings):
