@@ -43,6 +43,9 @@ log = logging.getLogger(__name__)
 OVERLAY_PX = 4096
 """Longest side of the picture of the classes, which is shown from afar."""
 
+BAND_ROWS = 64
+"""Of that picture; they are drawn together."""
+
 IMAGERY_PX = 2048
 """Longest side of the imagery."""
 
@@ -379,12 +382,33 @@ def draw_classes(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
 
     The label raster would not do: it has what `landseg run --min-area` merged away.
     """
-    small = grid.shrunk(OVERLAY_PX)
-    shapes = zip(content.geometry, (content.places + 1).tolist(), strict=True)
-    places = rasterize(shapes, small.shape, fill=0, transform=small.transform, dtype="uint16")
+    places = _burnt(content.geometry, (content.places + 1).astype(np.uint16), grid.shrunk(OVERLAY_PX))
     colours = [[0, 0, 0, 0], *([*bytes.fromhex(colour[1:]), 255] for colour in content.classes["colour"])]
     pixels: NDArray[np.uint8] = np.array(colours, np.uint8)[places]
     return pixels
+
+
+def _burnt(geometry: NDArray[np.object_], values: NDArray[np.uint16], grid: Grid) -> NDArray[np.uint16]:
+    """Burn polygons into pixels, 0 where there are none.
+
+    GDAL looks at all of a polygon's sides for each row, so that one of a million corners would take minutes. Rows are
+    burnt a band at a time, with what is there of each polygon.
+    """
+    rows, cols = grid.shape
+    a, b, c, d, e, f = (~grid.transform)[:6]
+    in_pixels = shapely.transform(geometry, lambda xy: xy @ [[a, d], [b, e]] + [c, f])
+    tree = shapely.STRtree(in_pixels)
+    burnt = np.zeros((rows, cols), np.uint16)
+    for top in range(0, rows, BAND_ROWS):
+        bottom = min(top + BAND_ROWS, rows)
+        # With the rows beside it, whose centres are far from what is cut.
+        extent = -1, top - 1, cols + 1, bottom + 1
+        found = np.sort(tree.query(shapely.box(*extent)))
+        parts = shapely.clip_by_rect(in_pixels[found], *extent)
+        shapes = [(part, value) for part, value in zip(parts, values[found], strict=True) if part.area]
+        if shapes:
+            rasterize(shapes, out=burnt[top:bottom], transform=Affine.translation(0, top))
+    return burnt
 
 
 def _data_url(pixels: NDArray[np.uint8], driver: str, **options: Any) -> str:

@@ -15,6 +15,7 @@ import pytest
 import shapely
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.features import rasterize
 
 from landseg.errors import InputError, SceneError
 from landseg.grid import Grid
@@ -152,6 +153,23 @@ def test_the_overlay_has_the_polygons_colours(geopackage: Path) -> None:
     assert (building == (213, 94, 0, 255)).all()
     assert (overlay == (86, 180, 233, 255)).all(axis=-1).sum() == 92
     assert (overlay[:, 10:] == 0).all()
+
+
+@pytest.mark.parametrize("band_rows", [1, 7, 64])
+def test_the_overlay_does_not_depend_on_how_many_rows_are_drawn_together(
+    geopackage: Path, monkeypatch: pytest.MonkeyPatch, band_rows: int
+) -> None:
+    content = read_map(geopackage)
+    grid = Grid((50, 60), Affine.translation(500_003, 2_700_013) @ Affine.rotation(17) @ Affine.scale(0.7, -0.7), UTM)
+    shapes = zip(content.geometry, content.places + 1, strict=True)
+    whole = rasterize(shapes, grid.shape, transform=grid.transform)
+    monkeypatch.setattr("landseg.outputs.report.BAND_ROWS", band_rows)
+    overlay = draw_classes(content, grid)
+    colours = [bytes.fromhex(colour[1:]) for colour in content.classes["colour"]]
+    for place, colour in enumerate(colours, start=1):
+        assert ((overlay[..., :3] == tuple(colour)).all(axis=-1) == (whole == place)).all()
+    assert ((overlay[..., 3] == 0) == (whole == 0)).all()
+    assert 0 < (whole == 0).sum() < whole.size
 
 
 def test_the_largest_of_the_unsure_are_listed_by_their_place_in_the_page() -> None:
