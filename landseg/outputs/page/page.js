@@ -66,7 +66,7 @@ function showAreas() {
     return element(
       "tr",
       {},
-      element("th", { scope: "row", textContent: c.class_name }),
+      element("th", { scope: "row" }, element("span", { className: "name", textContent: c.class_name })),
       element("td", {}, bar),
       ...figures.map((text) => element("td", { textContent: text })),
     );
