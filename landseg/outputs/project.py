@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree as ET
 
+import pyproj
 from rasterio._path import _parse_path, _vsi_path  # GDAL's name of what rasterio opens by URL
 from rasterio.crs import CRS
 
@@ -92,6 +93,10 @@ def write_project(
     _add_view(root, grid)
     properties = ET.SubElement(root, "properties")
     ET.SubElement(ET.SubElement(properties, "Paths"), "Absolute", type="bool").text = "false"
+    if (ellipsoid := pyproj.CRS.from_wkt(grid.crs.to_wkt()).get_geod()) is not None:
+        # Without it QGIS measures in the plane of the map.
+        measure = ET.SubElement(ET.SubElement(properties, "Measure"), "Ellipsoid", type="QString")
+        measure.text = f"PARAMETER:{ellipsoid.a!r}:{ellipsoid.b!r}"
     # Without it QGIS takes no notice of the project's CRS.
     ET.SubElement(ET.SubElement(properties, "SpatialRefSys"), "ProjectionsEnabled", type="int").text = "1"
     ET.indent(root)

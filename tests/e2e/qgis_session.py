@@ -6,7 +6,10 @@ from pathlib import Path
 
 from qgis.core import (
     Qgis,
+    QgsAggregateCalculator,
     QgsApplication,
+    QgsExpressionContext,
+    QgsExpressionContextUtils,
     QgsMapRendererParallelJob,
     QgsMapSettings,
     QgsProject,
@@ -94,8 +97,16 @@ def tell_project(project):
             group.name(): [[node.name(), node.isVisible(), tell(node.layer())] for node in group.findLayers()]
             for group in root.children()
         },
+        "measured": [measured_area(layer) for layer in drawn(project) if isinstance(layer, QgsVectorLayer)],
         "drawn_from_the_top": [layer.name() for layer in drawn(project)],
     }
+
+
+def measured_area(layer):
+    """Sum up what the field calculator makes of ``$area``."""
+    context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
+    value, done = layer.aggregate(QgsAggregateCalculator.Sum, "$area", context=context)
+    return value if done else None
 
 
 def drawn(project):
