@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qgis.core import (
     Qgis,
-    QgsAggregateCalculator,
     QgsApplication,
+    QgsExpression,
     QgsExpressionContext,
     QgsExpressionContextUtils,
     QgsMapRendererParallelJob,
@@ -105,8 +105,13 @@ def tell_project(project):
 def measured_area(layer):
     """Sum up what the field calculator makes of ``$area``."""
     context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
-    value, done = layer.aggregate(QgsAggregateCalculator.Sum, "$area", context=context)
-    return value if done else None
+    area = QgsExpression("$area")
+    area.prepare(context)
+    total = 0.0
+    for feature in layer.getFeatures():
+        context.setFeature(feature)
+        total += area.evaluate(context)
+    return total
 
 
 def drawn(project):
