@@ -80,6 +80,23 @@ def opaque(page: Page) -> None:
     page.locator("#opacity").fill("100")
 
 
+@pytest.mark.parametrize(
+    ("north", "says"), [([0, 1], "North is up"), ([-0.5, 0.75**0.5], "North is 30° to the left of up")]
+)
+def test_an_arrow_points_to_the_north(page: Page, report: Path, tmp_path: Path, north: list[float], says: str) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert '"north": [0.0, 1.0]' in text
+    (tmp_path / "report.html").write_text(text.replace('"north": [0.0, 1.0]', f'"north": {north}'), encoding="utf-8")
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+    turned = page.locator("#north").evaluate(
+        "arrow => new DOMMatrix(getComputedStyle(arrow).transform).transformPoint({y: -1})"
+    )
+    # A page's y goes down.
+    assert (turned["x"], -turned["y"]) == pytest.approx(north, abs=0.01)
+    assert page.get_by_role("img", name=says).is_visible()
+
+
 def test_the_map_has_the_legend_s_colours(page: Page, legend: Legend, demo: tuple[OutputPaths, str]) -> None:
     over_imagery = picture_of(page, "#map")
     opaque(page)
