@@ -103,6 +103,14 @@ class Grid:
         """Ground sampling distance in metres: the geometric mean of a pixel's two sides."""
         return math.sqrt(self.pixel_size_m[0] * self.pixel_size_m[1])
 
+    @property
+    def north(self) -> tuple[float, float]:
+        """Unit vector (right, up) on the raster, drawn as it is stored, that points to grid north."""
+        to_pixels = ~self.transform
+        height_m, width_m = self.pixel_size_m
+        right, up = to_pixels.b * width_m, -to_pixels.e * height_m
+        return right / math.hypot(right, up), up / math.hypot(right, up)
+
     def bounds_in(self, crs: CRS) -> tuple[float, float, float, float]:
         """(left, bottom, right, top) in another CRS, around all of the grid."""
         if self.crs == crs:

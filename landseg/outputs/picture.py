@@ -91,7 +91,7 @@ def draw_picture(
     legend_bottom = _draw_legend(slide, legend, areas)
     foot = min(boxes[-1][1], legend_bottom - FOOT_HEIGHT)
     _draw_scale(slide, foot, metres_per_inch=width_m / boxes[0][2])
-    _draw_north(slide, foot, _north(grid))
+    _draw_north(slide, foot, grid.north)
     with writing(path):
         figure.savefig(path, format="png", metadata={"Title": title, "Software": "landseg"})
 
@@ -186,14 +186,6 @@ def _round_length(most_m: float) -> float:
     """Give the largest 1, 2 or 5 times a power of ten that is not above ``most_m``."""
     power = 10.0 ** math.floor(math.log10(most_m))
     return max(factor * power for factor in (1, 2, 5) if factor * power <= most_m)
-
-
-def _north(grid: Grid) -> tuple[float, float]:
-    """Give the unit vector (right, up) on the drawn raster that points to grid north."""
-    to_pixels = ~grid.transform
-    height_m, width_m = grid.pixel_size_m
-    right, up = to_pixels.b * width_m, -to_pixels.e * height_m
-    return right / math.hypot(right, up), up / math.hypot(right, up)
 
 
 def _draw_north(slide: Axes, foot: float, north: tuple[float, float]) -> None:

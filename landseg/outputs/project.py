@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree as ET
 
+import pyproj
 from rasterio._path import _parse_path, _vsi_path  # GDAL's name of what rasterio opens by URL
 from rasterio.crs import CRS
 
@@ -92,6 +93,9 @@ def write_project(
     _add_view(root, grid)
     properties = ET.SubElement(root, "properties")
     ET.SubElement(ET.SubElement(properties, "Paths"), "Absolute", type="bool").text = "false"
+    if ellipsoid := _ellipsoid_code(grid.crs):
+        # Without it QGIS measures in the plane of the map.
+        ET.SubElement(ET.SubElement(properties, "Measure"), "Ellipsoid", type="QString").text = ellipsoid
     # Without it QGIS takes no notice of the project's CRS.
     ET.SubElement(ET.SubElement(properties, "SpatialRefSys"), "ProjectionsEnabled", type="int").text = "1"
     ET.indent(root)
@@ -144,6 +148,16 @@ def _add_crs(parent: ET.Element, crs: CRS) -> None:
     ET.SubElement(system, "wkt").text = crs.to_wkt(version="WKT2_2019")
     if code := epsg_code(crs):
         ET.SubElement(system, "authid").text = code
+
+
+def _ellipsoid_code(crs: CRS) -> str | None:
+    """Name the ellipsoid of a CRS as QGIS does, such as ``EPSG:7030``; None where PROJ has no code of it.
+
+    QGIS 3.22 finds no area on one that is given by its axes.
+    """
+    ellipsoid = pyproj.CRS.from_wkt(crs.to_wkt()).ellipsoid
+    known = ellipsoid.to_json_dict().get("id") if ellipsoid is not None else None
+    return f"{known['authority']}:{known['code']}" if known else None
 
 
 def _add_colours(layer: ET.Element, imagery: Imagery) -> None:

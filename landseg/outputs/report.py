@@ -204,6 +204,7 @@ def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> No
             "rows": grid.shape[0],
             "cols": grid.shape[1],
             "metres_per_px": grid.gsd_m,
+            "north": grid.north,
             "px_per_overlay_px": grid.shape[0] / overlay.shape[0],
         },
         "overlay": _data_url(overlay, "PNG"),

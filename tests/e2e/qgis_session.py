@@ -7,6 +7,9 @@ from pathlib import Path
 from qgis.core import (
     Qgis,
     QgsApplication,
+    QgsExpression,
+    QgsExpressionContext,
+    QgsExpressionContextUtils,
     QgsMapRendererParallelJob,
     QgsMapSettings,
     QgsProject,
@@ -94,8 +97,21 @@ def tell_project(project):
             group.name(): [[node.name(), node.isVisible(), tell(node.layer())] for node in group.findLayers()]
             for group in root.children()
         },
+        "measured": [measured_area(layer) for layer in drawn(project) if isinstance(layer, QgsVectorLayer)],
         "drawn_from_the_top": [layer.name() for layer in drawn(project)],
     }
+
+
+def measured_area(layer):
+    """Sum up what the field calculator makes of ``$area``."""
+    context = QgsExpressionContext(QgsExpressionContextUtils.globalProjectLayerScopes(layer))
+    area = QgsExpression("$area")
+    area.prepare(context)
+    total = 0.0
+    for feature in layer.getFeatures():
+        context.setFeature(feature)
+        total += area.evaluate(context)
+    return total
 
 
 def drawn(project):

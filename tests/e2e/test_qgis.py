@@ -177,6 +177,15 @@ def test_the_project_has_the_map_over_its_imagery(seen: dict[str, Any], legend: 
     assert imagery[2]["renderer"] == "multibandcolor"
 
 
+def test_the_project_measures_on_the_ellipsoid_as_the_map_does(
+    seen: dict[str, Any], demo: tuple[OutputPaths, str]
+) -> None:
+    # In the plane of the map it would be less by 0.017 %.
+    polygons = geopandas.read_file(demo[0].polygons, layer="landuse")
+    assert polygons.area.sum() != pytest.approx(polygons.area_m2.sum(), rel=2e-5)
+    assert seen["landuse.qgz"]["measured"] == [pytest.approx(polygons.area_m2.sum(), rel=1e-5)]
+
+
 def test_the_project_shows_imagery_through_the_map(seen: dict[str, Any], folder: Path) -> None:
     drawn = (imread(folder / "landuse.qgz.png")[..., :3] * 255).round().astype(int)
     rows, cols = np.nonzero((drawn != 255).any(axis=-1))

@@ -2,9 +2,11 @@
 
 import io
 import math
+import re
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -76,6 +78,23 @@ SETTLED = """() => {
 
 def opaque(page: Page) -> None:
     page.locator("#opacity").fill("100")
+
+
+@pytest.mark.parametrize(
+    ("north", "says"), [([0, 1], "North is up"), ([-0.5, 0.75**0.5], "North is 30° to the left of up")]
+)
+def test_an_arrow_points_to_the_north(page: Page, report: Path, tmp_path: Path, north: list[float], says: str) -> None:
+    text = report.read_text(encoding="utf-8")
+    assert '"north": [0.0, 1.0]' in text
+    (tmp_path / "report.html").write_text(text.replace('"north": [0.0, 1.0]', f'"north": {north}'), encoding="utf-8")
+    page.goto((tmp_path / "report.html").as_uri())
+    page.wait_for_selector("body[data-ready]")
+    turned = page.locator("#north").evaluate(
+        "arrow => new DOMMatrix(getComputedStyle(arrow).transform).transformPoint({y: -1})"
+    )
+    # A page's y goes down.
+    assert (turned["x"], -turned["y"]) == pytest.approx(north, abs=0.01)
+    assert page.get_by_role("img", name=says).is_visible()
 
 
 def test_the_map_has_the_legend_s_colours(page: Page, legend: Legend, demo: tuple[OutputPaths, str]) -> None:
@@ -153,6 +172,35 @@ def test_figures_are_those_of_the_map(page: Page, demo: tuple[OutputPaths, str])
     assert len(unsure) == 20
     assert all(float(figures.split(", ")[1].removesuffix(" %")) < 50 for figures in unsure)
     assert DEFAULT_MODEL in page.locator("#provenance").inner_text()
+
+
+def test_a_print_has_the_legend_s_colours_on_white(page: Page, legend: Legend) -> None:
+    """Browsers print no backgrounds unless told to, and a dark page would come out grey on white."""
+    streams = re.findall(rb"stream\r?\n(x.*?)endstream", page.pdf(format="A4", print_background=False), re.DOTALL)
+    drawn = b"".join(zlib.decompressobj().decompress(stream) for stream in streams)
+    fills = {
+        tuple(round(255 * float(v)) for v in fill) for fill in re.findall(rb"([\d.]+) ([\d.]+) ([\d.]+) rg", drawn)
+    }
+    ink, bars = (31, 41, 51), (11, 102, 183)
+    assert {c.rgb for c in legend} | {ink, bars} <= fills
+
+
+@pytest.mark.parametrize("width", [1600, 1000, 390])
+def test_long_class_names_keep_their_rows_low_and_the_page_as_wide_as_the_screen(
+    page: Page, report: Path, tmp_path: Path, width: int
+) -> None:
+    name = "Industrial, commercial, public and military units"
+    renamed = tmp_path / "report.html"
+    renamed.write_text(report.read_text(encoding="utf-8").replace('"vegetation"', f'"{name}"'), encoding="utf-8")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(renamed.as_uri())
+    page.wait_for_selector("body[data-ready]")
+    row = page.locator("#areas tbody tr", has_text=name)
+    assert row.evaluate("row => row.offsetHeight / row.previousSibling.offsetHeight") < (3 if width == 1600 else 6)
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate("document.getElementById('areas').offsetWidth") <= page.evaluate(
+        "document.getElementById('areas').parentElement.clientWidth"
+    )
 
 
 @pytest.mark.parametrize("width", [1600, 1400, 390])

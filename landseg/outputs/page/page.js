@@ -66,7 +66,7 @@ function showAreas() {
     return element(
       "tr",
       {},
-      element("th", { scope: "row", textContent: c.class_name }),
+      element("th", { scope: "row" }, element("span", { className: "name", textContent: c.class_name })),
       element("td", {}, bar),
       ...figures.map((text) => element("td", { textContent: text })),
     );
@@ -254,6 +254,7 @@ function showMap() {
   map.setMinZoom(map.getZoom() - 1);
   map.setMaxBounds(extent.pad(0.5));
   L.control.scale({ imperial: false }).addTo(map);
+  addNorth(map);
   L.control.attribution({ prefix: '<a href="https://leafletjs.com">Leaflet</a>' }).addTo(map);
 
   // From the bottom to the top: imagery, classes, and Leaflet's own pane of outlines.
@@ -264,6 +265,20 @@ function showMap() {
   L.imageOverlay(report.overlay, extent, { pane: "classes", alt: "Land-use classes" }).addTo(map);
   followOpacity(pane);
   return map;
+}
+
+// The map is drawn as its pixels are stored, whichever way that is on the ground.
+function addNorth(map) {
+  const [right, up] = report.grid.north;
+  const degrees = Math.round((Math.atan2(right, up) * 180) / Math.PI) || 0;
+  const control = L.control({ position: "topright" });
+  control.onAdd = () => {
+    const arrow = element("div", { id: "north", role: "img" }, element("b", { textContent: "N" }), element("i"));
+    arrow.setAttribute("aria-label", degrees ? `North is ${Math.abs(degrees)}° to the ${right < 0 ? "left" : "right"} of up` : "North is up");
+    arrow.style.transform = `rotate(${degrees}deg)`;
+    return arrow;
+  };
+  control.addTo(map);
 }
 
 // The pane as a whole is faded, so that what lies on each other in it does not add up.

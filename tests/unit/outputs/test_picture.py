@@ -11,7 +11,7 @@ from landseg.errors import DiskError
 from landseg.grid import Grid
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
-from landseg.outputs.picture import _hectares, _north, _panel_boxes, _round_length, draw_picture
+from landseg.outputs.picture import _hectares, _panel_boxes, _round_length, draw_picture
 
 RED, BLUE = (200, 30, 20), (20, 60, 220)
 LEGEND = Legend((LandClass(1, "red $1 & $2", "#c81e14"), LandClass(2, "blue", "#143cdc")))
@@ -100,7 +100,7 @@ def test_wide_pictures_stand_below_each_other_and_others_side_by_side() -> None:
 @pytest.mark.parametrize("degrees", [0, 30, -120, 180])
 def test_the_arrow_turns_with_the_grid(degrees: float) -> None:
     rotated = grid((200, 200), degrees)
-    right, up = _north(rotated)
+    right, up = rotated.north
     # One step along the arrow on the picture is a step north on the ground.
     origin, ahead = (rotated.transform @ point for point in ((0, 0), (right, -up)))
     assert ahead[0] - origin[0] == pytest.approx(0, abs=0.01)

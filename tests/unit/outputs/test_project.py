@@ -95,6 +95,15 @@ def test_a_crs_without_a_code_is_written_in_full(tmp_path: Path, legend: Legend)
     assert CRS.from_wkt(project.findtext("projectCrs/spatialrefsys/wkt", "")) == crs
 
 
+@pytest.mark.parametrize(
+    ("crs", "code"),
+    [("EPSG:3857", "EPSG:7030"), ("EPSG:31467", "EPSG:7004"), ("+proj=utm +zone=40 +a=6378000 +b=6357000", None)],
+)
+def test_it_measures_on_the_map_s_ellipsoid(tmp_path: Path, legend: Legend, crs: str, code: str | None) -> None:
+    project = project_of(tmp_path, legend, grid=Grid(GRID.shape, GRID.transform, CRS.from_string(crs)))
+    assert project.findtext("properties/Measure/Ellipsoid") == code
+
+
 def test_the_same_map_gives_the_same_bytes(tmp_path: Path, legend: Legend) -> None:
     project_of(tmp_path, legend)
     first = (tmp_path / "map.qgz").read_bytes()
