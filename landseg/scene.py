@@ -345,19 +345,20 @@ def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
             assumed = CRS.from_user_input(assume_crs)
         except (CRSError, ValueError) as error:
             raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
-    if crs is not None and assumed not in (None, crs):
-        own = epsg_code(crs) or crs.to_wkt()
-        log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, own)
-    if crs is None and source.gcps[0]:
+    if crs is not None:
+        if assumed not in (None, crs):
+            own = epsg_code(crs) or crs.to_wkt()
+            log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, own)
+    elif source.gcps[0]:
         raise CrsError(
             f"{path} has ground control points but no georeferencing", "rectify it first: gdalwarp -t_srs EPSG:n …"
         )
-    if crs is None:
-        if assumed is None:
-            raise CrsError(
-                f"{path} has no coordinate reference system",
-                "if you know it, say so: --assume-crs EPSG:n; else georeference it in QGIS first",
-            )
+    elif assumed is None:
+        raise CrsError(
+            f"{path} has no coordinate reference system",
+            "if you know it, say so: --assume-crs EPSG:n; else georeference it in QGIS first",
+        )
+    else:
         crs = assumed
     try:
         Transformer.from_crs(crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)

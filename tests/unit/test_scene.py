@@ -75,9 +75,6 @@ class TestDescribe:
         assert "--assume-crs" in str(caught.value)
         assert describe_scene(str(path), "EPSG:32640").grid.crs == UTM40
 
-    def test_assumed_crs_does_not_replace_the_scene_s(self, make_scene: SceneMaker) -> None:
-        assert describe_scene(str(make_scene(GREY)), "EPSG:32631").grid.crs == UTM40
-
     def test_nonsense_for_a_crs(self, make_scene: SceneMaker) -> None:
         with pytest.raises(CrsError, match="EPSG:oops"):
             describe_scene(str(make_scene(GREY, crs=None)), "EPSG:oops")
