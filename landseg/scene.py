@@ -698,8 +698,7 @@ def _read_bands(source: Any, bands: Sequence[int], **options: Any) -> Any:
 
 def _unbroken(grid: Grid) -> CRS:
     """Give a grid's CRS, whose longitudes go on past the 180th meridian where the grid does."""
-    rows, cols = grid.shape
-    lons = [(grid.transform @ corner)[0] for corner in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
+    lons = [lon for lon, _ in grid.corners]
     if not grid.crs.is_geographic or (min(lons) >= -180 and max(lons) <= 180):
         return grid.crs
     return CRS.from_string(f"{grid.crs.to_proj4()} +lon_wrap={sum(lons) / 4}")
