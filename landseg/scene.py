@@ -817,8 +817,7 @@ def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, floa
         ranges |= dict.fromkeys(wider, given)
     elif wider:
         for number, band in zip(wider, read_overview(info, wider, 1024), strict=True):
-            values = band.compressed()
-            values = values[np.isfinite(values)]
+            values = np.ma.masked_invalid(band).compressed()
             if values.size == 0:
                 raise EmptySceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
             low, high = (float(v) for v in np.percentile(values, (2, 98)))

@@ -163,8 +163,7 @@ def _times(date: str) -> tuple[datetime, datetime]:
 
 def _raster_band(info: SceneInfo, number: int, band: np.ma.MaskedArray[Any, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"data_type": info.dtypes[number - 1], "spatial_resolution": round(info.grid.gsd_m, 4)}
-    values = band.compressed().astype(np.float64)
-    values = values[np.isfinite(values)]
+    values = np.ma.masked_invalid(band).compressed().astype(np.float64)
     if values.size:
         measures = {"minimum": values.min(), "maximum": values.max(), "mean": values.mean(), "stddev": values.std()}
         statistics = {name: round(float(value), 4) for name, value in measures.items()}
