@@ -60,14 +60,14 @@ GSD_LIMIT = 8.0
 _SUBDATASET = re.compile(r"\w{2,}:")
 
 CELL_PX = 32
-"""Side of what is given up as a whole where a scene is damaged."""
+"""Side of the cells in which a damaged scene is given up: each is read whole or not at all."""
 
 _HTTP_OPTIONS: Mapping[str, Any] = {
-    # Of a server's transient failures; GDAL's own default is not to try again.
+    # How often, and after how many seconds, a server that failed is asked again; GDAL's own default is not to.
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
-    # GDAL's own default is to wait for ever, first for a connection (seconds), then for the next byte: less than so
-    # many bytes a second, for so many seconds, is a failure.
+    # GDAL's own default is to wait for ever. Here a connection has so many seconds to come about; after that, fewer
+    # than so many bytes a second, for so many seconds, are a failure.
     "GDAL_HTTP_CONNECTTIMEOUT": 20,
     "GDAL_HTTP_LOW_SPEED_LIMIT": 100,
     "GDAL_HTTP_LOW_SPEED_TIME": 30,
@@ -88,7 +88,7 @@ def _s3_options() -> Mapping[str, Any]:
 
 
 GDAL_OPTIONS: Mapping[str, Any] = {
-    # What the environment says of them counts.
+    # Those that the environment sets are left to it.
     **{name: value for name, value in {**_HTTP_OPTIONS, **_s3_options()}.items() if name not in os.environ},
     # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
     # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
