@@ -553,23 +553,19 @@ class TrainConfig(Strict):
     card: CardConfig
 
     @model_validator(mode="after")
-    def _label_values_are_classes(self) -> Self:
-        if not self.legend and self.data.dataset is not None:
-            return self
+    def _named_classes_are_classes(self) -> Self:
         if not self.legend:
-            raise ValueError("the key 'legend' is missing")
-        unknown = sorted(set((self.data.label_values or {}).values()) - {c.name for c in self.legend})
-        if unknown:
-            raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")
-        return self
-
-    @model_validator(mode="after")
-    def _weighted_classes_are_classes(self) -> Self:
-        if not self.legend:
+            if self.data.dataset is None:
+                raise ValueError("the key 'legend' is missing")
             return self
-        unknown = sorted(self.optimisation.loss.class_weights.keys() - {c.name for c in self.legend})
-        if unknown:
-            raise ValueError(f"optimisation.loss.class_weights names '{unknown[0]}', which is not in the legend")
+        named = {
+            "data.label_values": (self.data.label_values or {}).values(),
+            "optimisation.loss.class_weights": self.optimisation.loss.class_weights,
+        }
+        for key, names in named.items():
+            unknown = sorted(set(names) - {c.name for c in self.legend})
+            if unknown:
+                raise ValueError(f"{key} names '{unknown[0]}', which is not in the legend")
         return self
 
     @model_validator(mode="after")
