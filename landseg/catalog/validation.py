@@ -11,7 +11,7 @@ from typing import Any
 import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
-from landseg.catalog import UNREADABLE
+from landseg.catalog import UNREADABLE, reason
 from landseg.checksums import SHA256_MULTIHASH, checksum
 from landseg.hrefs import is_remote, local_path
 
@@ -67,7 +67,7 @@ def _check_catalog(catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, 
             try:
                 linked = link.resolve_stac_object(root=catalog.get_root()).target
             except UNREADABLE as error:
-                found.faults.append(f"{_place(catalog)}: can't read {link.href}: {f'{error}'.splitlines()[0]}")
+                found.faults.append(f"{_place(catalog)}: can't read {link.href}: {reason(error)}")
                 continue
             if isinstance(linked, pystac.Catalog):
                 _check_catalog(linked, validator, found)
