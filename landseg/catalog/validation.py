@@ -105,22 +105,19 @@ def _deepest(faults: Sequence[Any]) -> Any:
 
 def _check_assets(item: pystac.Item, found: Validation) -> None:
     for key, asset in item.get_assets().items():
-        href, stated = asset.get_absolute_href() or asset.href, asset.extra_fields
-        href, place = local_path(href), f"{_place(item)}: asset {key}"
+        href = local_path(asset.get_absolute_href() or asset.href)
+        place = f"{_place(item)}: asset {key}"
+        expected = str(asset.extra_fields.get("file:checksum", ""))
         if is_remote(href):
             found.unchecked.append(f"{place} is elsewhere")
-            continue
-        path = Path(href)
-        if not path.is_file():
+        elif not Path(href).is_file():
             found.faults.append(f"{place}: there is no {asset.href}")
-            continue
-        expected = str(stated.get("file:checksum", ""))
-        if not expected.startswith(SHA256_MULTIHASH):
+        elif not expected.startswith(SHA256_MULTIHASH):
             found.unchecked.append(f"{place} has no SHA-256")
-            continue
-        found.assets += 1
-        if checksum(path) != expected:
-            found.faults.append(f"{place}: {asset.href} is not the file that was added: its checksum differs")
+        else:
+            found.assets += 1
+            if checksum(Path(href)) != expected:
+                found.faults.append(f"{place}: {asset.href} is not the file that was added: its checksum differs")
 
 
 def _place(stac: pystac.STACObject) -> str:
