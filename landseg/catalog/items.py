@@ -46,7 +46,7 @@ class Description:
     Parameters
     ----------
     date
-        The day or moment when it was taken, or an interval as ``2026-03-01/2026-03-31``.
+        The day when it was taken, or the first and the last of several as ``2026-03-01/2026-03-31``.
     title
         For people; by default the id.
     licence
@@ -154,7 +154,7 @@ def _properties(grid: Grid, description: Description) -> dict[str, Any]:
 
 def _times(date: str) -> tuple[datetime, datetime]:
     first, _, last = date.partition("/")
-    start, _ = read_interval(first)
+    start, _ = read_interval(date)
     end, _ = read_interval(last or first)
     if start is None or end is None:
         raise UsageError(f"--date {date} has an open end", "a scene was taken on a day, or between two")

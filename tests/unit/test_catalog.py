@@ -387,6 +387,7 @@ def test_what_can_t_be_checked_is_said(make_scene: SceneMaker, city: NDArray[np.
         ((), "--date 2026-03-04"),
         (("--date", "soon"), "is no interval"),
         (("--date", "2026-01-01/.."), "open end"),
+        (("--date", "2026-03-31/2026-03-01"), "is no interval"),
         (("--date", "2026-01-01", "--labels", "l.tif"), "go together"),
         (("--date", "2026-01-01", "--labels", "l.tif", "--label-values", "building"), "0=building"),
     ],
