@@ -428,15 +428,13 @@ def check_reference(read: ReadChannels, grid: Grid) -> None:
 
 def _blocks(predicted: Any, read: ReadChannels) -> Iterator[Block]:
     rows, cols = predicted.shape
-    for top in range(0, rows, BLOCK_PX):
-        for left in range(0, cols, BLOCK_PX):
-            core = Window(left, top, min(BLOCK_PX, cols - left), min(BLOCK_PX, rows - top))
-            window, missing = _with_halo(core, (rows, cols))
-            yield Block(
-                labels=np.pad(predicted.read(1, window=window), missing, constant_values=NODATA),
-                reference=np.pad(read(window), missing, constant_values=IGNORED),
-                confidence=predicted.read(2, window=core) if predicted.count > 1 else None,
-            )
+    for _, core in cells(Window(0, 0, cols, rows), BLOCK_PX):
+        window, missing = _with_halo(core, (rows, cols))
+        yield Block(
+            labels=np.pad(predicted.read(1, window=window), missing, constant_values=NODATA),
+            reference=np.pad(read(window), missing, constant_values=IGNORED),
+            confidence=predicted.read(2, window=core) if predicted.count > 1 else None,
+        )
 
 
 def _with_halo(core: Window, shape: tuple[int, int]) -> tuple[Window, tuple[tuple[int, int], tuple[int, int]]]:
