@@ -479,16 +479,14 @@ def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterato
     lines = [
         np.unique(
             np.clip(
-                [0, n, *(e for c in range(0, size, cell) for e in (c, c - chip_px + 1))]
+                [0, n, *(e for c in range(0, size, ground.cell_px) for e in (c, c - chip_px + 1))]
                 + [start[axis] - chip_px + 1 for start in starts]
                 + [stop[axis] for stop in stops],
                 0,
                 n,
             )
         )
-        for axis, (n, size, cell) in enumerate(
-            zip(positions, ground.grid.shape, (ground.cell_px, ground.cell_px), strict=True)
-        )
+        for axis, (n, size) in enumerate(zip(positions, ground.grid.shape, strict=True))
     ]
     allowed = _sees_a_label(ground, chip_px, lines[0][:-1], lines[1][:-1])
     for start, stop in zip(starts, stops, strict=True):
