@@ -35,7 +35,7 @@ from landseg.train.samples import (
     TrainingScene,
     open_own_labels,
     open_pairs,
-    open_scenes,
+    open_scene,
     places,
 )
 
@@ -355,7 +355,7 @@ def _check_held_out(
     TrainingDataError
         If it can't be used, or more than `MOST_SHARED` of its labels lie on or beside those of the training.
     """
-    (scene,) = open_scenes([pair.scene], model_input)
+    scene = open_scene(pair.scene, model_input)
     labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
     ground = _Ground(scene.grid, cell_px, _counted(scene.grid, scene, labels, codes, cell_px))
     if not ground.class_px.any():
