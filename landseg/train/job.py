@@ -227,7 +227,7 @@ def _origin(base: Bundle | None) -> dict[str, Any]:
 
 def _measure_maps(bundle: Bundle, held_out: Sequence[Pair], data: DataConfig) -> tuple[str, Scores]:
     """Map the pairs by the pipeline that users run; say what they are, and how far the maps agree."""
-    each = [
+    each = (
         evaluate(
             str(bundle.folder),
             str(pair.scene),
@@ -239,8 +239,8 @@ def _measure_maps(bundle: Bundle, held_out: Sequence[Pair], data: DataConfig) ->
             layer=pair.layer,
         )
         for pair in held_out
-    ]
-    return ", ".join(pair.scene.name for pair in held_out), functools.reduce(operator.add, each)
+    )
+    return ", ".join(pair.scene.name for pair in held_out), sum(each, Scores.nothing(len(bundle.card.legend)))
 
 
 def _measure_chips(bundle: Bundle, what: str, sites: Sites, options: OptimisationConfig) -> tuple[str, Scores]:
