@@ -19,11 +19,12 @@ from landseg.model.bundle import Bundle, Card, read_bundle, write_bundle
 from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
 from landseg.predict import Predictor, choose_device, choose_precision
+from landseg.train.batches import predictions, read_chips
 from landseg.train.calibrate import fit_temperature
 from landseg.train.evaluate import Scores, score
 from landseg.train.figures import Example, draw_curves, draw_examples
 from landseg.train.fit import CHECKPOINTS, LAST, Chips, Conduct, Schedule, Training, fit
-from landseg.train.landcover import SETS, predictions, read_chips
+from landseg.train.landcover import SETS
 from landseg.train.losses import Objective
 from landseg.train.material import open_material
 from landseg.train.premises import hold_to, of_data, of_optimisation

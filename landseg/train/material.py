@@ -9,8 +9,9 @@ from landseg.config import DataConfig, DatasetConfig, PairConfig, TrainConfig, l
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import Legend
 from landseg.train.augment import Augmentation
+from landseg.train.batches import Statistics, measure, read_chips, settle
 from landseg.train.labels import LabelCodes, Labels
-from landseg.train.landcover import SETS, Statistics, measure, open_split, read_chips, settle
+from landseg.train.landcover import SETS, open_split
 from landseg.train.samples import ModelInput, Pair, Sites, Source, band_statistics, open_scene
 from landseg.train.splits import Blocks, open_splits
 
