@@ -182,18 +182,22 @@ class Scores:
 
     def to_dict(self, legend: Legend) -> dict[str, Any]:
         """Give plain values that JSON holds; None stands for NaN."""
+
+        def by_class(values: NDArray[np.float64]) -> dict[str, float | None]:
+            return {name: _plain(value) for name, value in zip(legend.names, values, strict=True)}
+
         reliability = self.reliability
         curve = zip(reliability.pixels, reliability.confidence, reliability.accuracy, strict=True)
         return {
             "labelled_px": self.labelled_px,
             "miou": _plain(self.miou),
             "overall_accuracy": _plain(self.overall_accuracy),
-            "iou": {name: _plain(value) for name, value in zip(legend.names, self.iou, strict=True)},
-            "f1": {name: _plain(value) for name, value in zip(legend.names, self.f1, strict=True)},
+            "iou": by_class(self.iou),
+            "f1": by_class(self.f1),
             "confusion": self.confusion.tolist(),
             "boundary_tolerance_px": TOLERANCE_PX,
             "mean_boundary_f1": _plain(self.mean_boundary_f1),
-            "boundary_f1": {name: _plain(value) for name, value in zip(legend.names, self.boundary_f1, strict=True)},
+            "boundary_f1": by_class(self.boundary_f1),
             "ece": _plain(reliability.error),
             "reliability": [
                 {"pixels": int(pixels), "confidence": _plain(confidence), "accuracy": _plain(accuracy)}
