@@ -293,19 +293,7 @@ def _local_files(source: Any) -> tuple[str, ...]:
 def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
     """Say what changes when the scene does, which consists of ``files``, the main one first."""
     if path.startswith(("http://", "https://")):
-        request = _head_request(path)
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-                headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
-                return tuple(value for value in headers if value)
-        except HTTPError as error:
-            # Refused for good: the server, or the signature in the URL, is for GET alone.
-            if error.code in (400, 401, 403, 404, 405, 501):
-                return ()
-            raise SceneError(f"{path} can't be reached", f"its server answers {error.code}; try again later") from error
-        except (OSError, HTTPException) as error:
-            # Without its stamp the scene would be taken for another one.
-            raise SceneError(f"{path} can't be reached", f"{error}; try again later") from error
+        return _http_stamp(path)
     if key := s3_key(path):
         try:
             (file,) = open_s3(key.partition("/")[0]).get_file_info([key])
@@ -326,6 +314,21 @@ def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
         raise SceneError(f"{error.filename}, a part of {path}, can't be read", error.strerror) from error
     # However the files are spelt, and in whatever order.
     return size, time, *(number for part in sorted(others) for number in part)
+
+
+def _http_stamp(url: str) -> tuple[str, ...]:
+    try:
+        with urllib.request.urlopen(_head_request(url), timeout=20) as answer:  # noqa: S310
+            headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
+            return tuple(value for value in headers if value)
+    except HTTPError as error:
+        # Refused for good: the server, or the signature in the URL, is for GET alone.
+        if error.code in (400, 401, 403, 404, 405, 501):
+            return ()
+        raise SceneError(f"{url} can't be reached", f"its server answers {error.code}; try again later") from error
+    except (OSError, HTTPException) as error:
+        # Without its stamp the scene would be taken for another one.
+        raise SceneError(f"{url} can't be reached", f"{error}; try again later") from error
 
 
 def _head_request(url: str) -> urllib.request.Request:
