@@ -297,15 +297,14 @@ def train(
 
 
 def _need_training_packages() -> None:
-    _need_packages("train", "lightning", "torchgeo", "torchmetrics")
+    _need_packages("training", "train", "lightning", "torchgeo", "torchmetrics")
 
 
-def _need_packages(extra: str, *names: str) -> None:
+def _need_packages(task: str, extra: str, *names: str) -> None:
     from importlib.util import find_spec
 
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        task = {"train": "training", "export": "exporting to ONNX"}[extra]
         raise UsageError(
             f"{task} needs {missing[0]}, which is not installed",
             f"install landseg with its extra '{extra}': pip install '.[{extra}]' in its folder",
@@ -508,10 +507,11 @@ def export_model(
     from landseg.model.export import export_onnx, export_torchscript
 
     if to == "onnx":
-        _need_packages("export", "onnx", "onnxscript")
+        _need_packages("exporting to ONNX", "export", "onnx", "onnxscript")
     if out.exists() and not overwrite:
         raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
-    {"onnx": export_onnx, "torchscript": export_torchscript}[to](read_bundle(model), out)
+    export = export_onnx if to == "onnx" else export_torchscript
+    export(read_bundle(model), out)
     typer.echo(out)
 
 
@@ -599,8 +599,6 @@ def show_item(
 @catalog.command("validate")
 def validate_catalog(root: CatalogRoot = DEFAULT_CATALOG, as_json: Json = False) -> None:
     """Check a catalog's JSON by its schemas, its links, and its files by their checksums; needs no network."""
-    from dataclasses import asdict
-
     from landseg.catalog import open_catalog
     from landseg.catalog.validation import validate
     from landseg.outputs import counted

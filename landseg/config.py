@@ -104,6 +104,10 @@ NAME_PARTS = ("scene", "folder", "collection", "date", "model")
 Fraction = Annotated[float, Field(ge=0, le=0.9)]
 LabelValue = StrictInt | StrictStr
 Bins = tuple[Annotated[int, Field(ge=1)], ...]
+Pooling = Literal["average", "max"]
+OutputStride = Literal[8, 16, 32]
+FirstBlockDilation = Literal["full", "contracted"]
+BasicBlockDilation = Literal["both", "first"]
 
 
 class Strict(BaseModel):
@@ -390,15 +394,15 @@ class ArchitectureConfig(Strict):
     """The network; see `landseg.model.pspnet.Architecture`. All defaults but the backbone's are the paper's."""
 
     backbone: Literal["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"] = "resnet18"
-    output_stride: Literal[8, 16, 32] = Field(8, description="input pixels per feature pixel")
+    output_stride: OutputStride = Field(8, description="input pixels per feature pixel")
     bins: Bins = Field((1, 2, 3, 6), description="cells per side of each level of the pyramid; [] leaves it out")
-    pooling: Literal["average", "max"] = Field("average", description="how a cell of the pyramid is summed up")
+    pooling: Pooling = Field("average", description="how a cell of the pyramid is summed up")
     stem: Literal["7x7", "deep-64", "deep-128"] = Field("deep-128", description="convolutions before the first stage")
     align_corners: bool = Field(True, description="whether upsampling aligns the outermost pixels' centres")
-    first_block_dilation: Literal["full", "contracted"] = Field(
+    first_block_dilation: FirstBlockDilation = Field(
         "full", description="whether a dilated stage begins with its own dilation, or with that of the stage before"
     )
-    basic_block_dilation: Literal["both", "first"] = Field(
+    basic_block_dilation: BasicBlockDilation = Field(
         "both", description="which convolutions of ResNet-18's and -34's blocks are dilated"
     )
     stages: Literal[2, 3, 4] = Field(4, description="stages of the backbone")
@@ -497,11 +501,11 @@ class ImportedArchitectureConfig(Strict):
     """Where an imported network departs from what its codebase does by default; its weights would not tell."""
 
     bins: Bins | None = Field(None, description="cells per side of each level of the pyramid")
-    pooling: Literal["average", "max"] | None = None
-    output_stride: Literal[8, 16, 32] | None = None
+    pooling: Pooling | None = None
+    output_stride: OutputStride | None = None
     align_corners: bool | None = None
-    first_block_dilation: Literal["full", "contracted"] | None = None
-    basic_block_dilation: Literal["both", "first"] | None = None
+    first_block_dilation: FirstBlockDilation | None = None
+    basic_block_dilation: BasicBlockDilation | None = None
 
 
 class ImportConfig(Strict):
@@ -553,23 +557,19 @@ class TrainConfig(Strict):
     card: CardConfig
 
     @model_validator(mode="after")
-    def _label_values_are_classes(self) -> Self:
-        if not self.legend and self.data.dataset is not None:
-            return self
+    def _named_classes_are_classes(self) -> Self:
         if not self.legend:
-            raise ValueError("the key 'legend' is missing")
-        unknown = sorted(set((self.data.label_values or {}).values()) - {c.name for c in self.legend})
-        if unknown:
-            raise ValueError(f"data.label_values names '{unknown[0]}', which is not in the legend")
-        return self
-
-    @model_validator(mode="after")
-    def _weighted_classes_are_classes(self) -> Self:
-        if not self.legend:
+            if self.data.dataset is None:
+                raise ValueError("the key 'legend' is missing")
             return self
-        unknown = sorted(self.optimisation.loss.class_weights.keys() - {c.name for c in self.legend})
-        if unknown:
-            raise ValueError(f"optimisation.loss.class_weights names '{unknown[0]}', which is not in the legend")
+        named = {
+            "data.label_values": (self.data.label_values or {}).values(),
+            "optimisation.loss.class_weights": self.optimisation.loss.class_weights,
+        }
+        for key, names in named.items():
+            unknown = sorted(set(names) - {c.name for c in self.legend})
+            if unknown:
+                raise ValueError(f"{key} names '{unknown[0]}', which is not in the legend")
         return self
 
     @model_validator(mode="after")
@@ -805,7 +805,7 @@ def _known_keys(kind: type[Strict], keys: tuple[int | str, ...]) -> list[str]:
     """List the keys that the part of a configuration at ``keys`` knows."""
     for key in keys:
         annotation = kind.model_fields[str(key)].annotation if str(key) in kind.model_fields else None
-        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        for candidate in (annotation, *get_args(annotation)):
             if isinstance(candidate, type) and issubclass(candidate, Strict):
                 kind = candidate
                 break

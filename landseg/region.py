@@ -158,8 +158,9 @@ def merge_rows(
                 first, last = max(window.row_off, top), min(end, bottom)
                 if first >= last:
                     continue
-                reader = readers.setdefault(index, RasterScene(info, (1, 2), grid, resampling="nearest"))
-                found = reader.read(Window(window.col_off, first, window.width, last - first)).data
+                if index not in readers:
+                    readers[index] = RasterScene(info, (1, 2), grid, resampling="nearest")
+                found = readers[index].read(Window(window.col_off, first, window.width, last - first)).data
                 here = slice(first - top, last - top), slice(window.col_off, window.col_off + window.width)
                 _lay_over(labels[here], confidence[here], found, rule)
                 if end <= bottom or len(readers) > MOST_OPEN:

@@ -60,14 +60,14 @@ GSD_LIMIT = 8.0
 _SUBDATASET = re.compile(r"\w{2,}:")
 
 CELL_PX = 32
-"""Side of what is given up as a whole where a scene is damaged."""
+"""Side of the cells in which a damaged scene is given up: each is read whole or not at all."""
 
 _HTTP_OPTIONS: Mapping[str, Any] = {
-    # Of a server's transient failures; GDAL's own default is not to try again.
+    # How often, and after how many seconds, a server that failed is asked again; GDAL's own default is not to.
     "GDAL_HTTP_MAX_RETRY": 4,
     "GDAL_HTTP_RETRY_DELAY": 1,
-    # GDAL's own default is to wait for ever, first for a connection (seconds), then for the next byte: less than so
-    # many bytes a second, for so many seconds, is a failure.
+    # GDAL's own default is to wait for ever. Here a connection has so many seconds to come about; after that, fewer
+    # than so many bytes a second, for so many seconds, are a failure.
     "GDAL_HTTP_CONNECTTIMEOUT": 20,
     "GDAL_HTTP_LOW_SPEED_LIMIT": 100,
     "GDAL_HTTP_LOW_SPEED_TIME": 30,
@@ -88,7 +88,7 @@ def _s3_options() -> Mapping[str, Any]:
 
 
 GDAL_OPTIONS: Mapping[str, Any] = {
-    # What the environment says of them counts.
+    # Those that the environment sets are left to it.
     **{name: value for name, value in {**_HTTP_OPTIONS, **_s3_options()}.items() if name not in os.environ},
     # Chips of a row share blocks: without a cache of at least two rows of blocks each block is decoded twice.
     # Bytes; GDAL's own default is 5 % of main memory, which no one asked for.
@@ -293,19 +293,7 @@ def _local_files(source: Any) -> tuple[str, ...]:
 def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
     """Say what changes when the scene does, which consists of ``files``, the main one first."""
     if path.startswith(("http://", "https://")):
-        request = _head_request(path)
-        try:
-            with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
-                headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
-                return tuple(value for value in headers if value)
-        except HTTPError as error:
-            # Refused for good: the server, or the signature in the URL, is for GET alone.
-            if error.code in (400, 401, 403, 404, 405, 501):
-                return ()
-            raise SceneError(f"{path} can't be reached", f"its server answers {error.code}; try again later") from error
-        except (OSError, HTTPException) as error:
-            # Without its stamp the scene would be taken for another one.
-            raise SceneError(f"{path} can't be reached", f"{error}; try again later") from error
+        return _http_stamp(path)
     if key := s3_key(path):
         try:
             (file,) = open_s3(key.partition("/")[0]).get_file_info([key])
@@ -328,6 +316,21 @@ def _stamp(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
     return size, time, *(number for part in sorted(others) for number in part)
 
 
+def _http_stamp(url: str) -> tuple[str, ...]:
+    try:
+        with urllib.request.urlopen(_head_request(url), timeout=20) as answer:  # noqa: S310
+            headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
+            return tuple(value for value in headers if value)
+    except HTTPError as error:
+        # Refused for good: the server, or the signature in the URL, is for GET alone.
+        if error.code in (400, 401, 403, 404, 405, 501):
+            return ()
+        raise SceneError(f"{url} can't be reached", f"its server answers {error.code}; try again later") from error
+    except (OSError, HTTPException) as error:
+        # Without its stamp the scene would be taken for another one.
+        raise SceneError(f"{url} can't be reached", f"{error}; try again later") from error
+
+
 def _head_request(url: str) -> urllib.request.Request:
     """Ask for the headers of a URL; as GDAL does, send what it has of user and password as such."""
     parts = urlsplit(url)
@@ -345,19 +348,20 @@ def _crs_of(source: Any, path: str, assume_crs: str | None) -> CRS:
             assumed = CRS.from_user_input(assume_crs)
         except (CRSError, ValueError) as error:
             raise CrsError(f"'{assume_crs}' is no coordinate reference system", "give one as EPSG:n") from error
-    if crs is not None and assumed not in (None, crs):
-        own = epsg_code(crs) or crs.to_wkt()
-        log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, own)
-    if crs is None and source.gcps[0]:
+    if crs is not None:
+        if assumed not in (None, crs):
+            own = epsg_code(crs) or crs.to_wkt()
+            log.warning("%s names its coordinate reference system, %s; --assume-crs is not heeded", path, own)
+    elif source.gcps[0]:
         raise CrsError(
             f"{path} has ground control points but no georeferencing", "rectify it first: gdalwarp -t_srs EPSG:n …"
         )
-    if crs is None:
-        if assumed is None:
-            raise CrsError(
-                f"{path} has no coordinate reference system",
-                "if you know it, say so: --assume-crs EPSG:n; else georeference it in QGIS first",
-            )
+    elif assumed is None:
+        raise CrsError(
+            f"{path} has no coordinate reference system",
+            "if you know it, say so: --assume-crs EPSG:n; else georeference it in QGIS first",
+        )
+    else:
         crs = assumed
     try:
         Transformer.from_crs(crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
@@ -697,8 +701,7 @@ def _read_bands(source: Any, bands: Sequence[int], **options: Any) -> Any:
 
 def _unbroken(grid: Grid) -> CRS:
     """Give a grid's CRS, whose longitudes go on past the 180th meridian where the grid does."""
-    rows, cols = grid.shape
-    lons = [(grid.transform @ corner)[0] for corner in ((0, 0), (cols, 0), (0, rows), (cols, rows))]
+    lons = [lon for lon, _ in grid.corners]
     if not grid.crs.is_geographic or (min(lons) >= -180 and max(lons) <= 180):
         return grid.crs
     return CRS.from_string(f"{grid.crs.to_proj4()} +lon_wrap={sum(lons) / 4}")
@@ -817,8 +820,7 @@ def value_ranges(info: SceneInfo, bands: Sequence[int], given: tuple[float, floa
         ranges |= dict.fromkeys(wider, given)
     elif wider:
         for number, band in zip(wider, read_overview(info, wider, 1024), strict=True):
-            values = band.compressed()
-            values = values[np.isfinite(values)]
+            values = np.ma.masked_invalid(band).compressed()
             if values.size == 0:
                 raise EmptySceneError(f"{info.path} holds no valid pixel", "all of it is nodata; is it the right file?")
             low, high = (float(v) for v in np.percentile(values, (2, 98)))

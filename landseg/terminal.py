@@ -1,4 +1,4 @@
-"""What a person sees in a terminal: progress on stderr, tables and errors in words."""
+"""What a person sees in a terminal: progress on stderr, results in words and tables on stdout."""
 
 import sys
 import time
@@ -75,7 +75,8 @@ class _LineDisplay:
         now = time.monotonic()
         if progress.stage != self._stage:
             say(STAGES[progress.stage])
-            self._rates = _Rates(progress.done) if progress.stage == "map" else self._rates
+            if progress.stage == "map":
+                self._rates = _Rates(progress.done)
         elif now - self._last < LINE_EVERY_S or progress.done == progress.total:
             return
         else:
@@ -201,8 +202,9 @@ def print_scores(scores: Mapping[str, Any]) -> None:
     """Print what an evaluation found on stdout: figures by class and the confusion matrix in percent of each row."""
     names = list(scores["iou"])
     table = Table(box=None, pad_edge=False)
-    for heading in ("class", "IoU", "F1", "boundary F1", *names):
-        table.add_column(heading, justify="left" if heading == "class" else "right")
+    table.add_column("class")
+    for heading in ("IoU", "F1", "boundary F1", *names):
+        table.add_column(heading, justify="right")
     for name, row in zip(names, scores["confusion"], strict=True):
         shares = [f"{n / sum(row):.0%}" if sum(row) else "" for n in row]
         values = [scores[figure][name] for figure in ("iou", "f1", "boundary_f1")]

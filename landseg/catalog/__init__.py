@@ -39,6 +39,11 @@ COLLECTIONS = {
 """Collections that have a use of their own, and what they say of themselves."""
 
 
+def reason(error: Exception) -> str:
+    """Give the first line of what a library's error says, or the error's name where it says nothing."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def open_catalog(href: str) -> pystac.Catalog:
     """Read a static catalog's root.
 
@@ -52,7 +57,7 @@ def open_catalog(href: str) -> pystac.Catalog:
     try:
         return pystac.Catalog.from_file(href)
     except UNREADABLE as error:
-        raise CatalogError(f"can't read the catalog {href}", f"{error}".splitlines()[0]) from error
+        raise CatalogError(f"can't read the catalog {href}", reason(error)) from error
 
 
 def items_of(root: pystac.Catalog) -> Iterator[pystac.Item]:
@@ -179,9 +184,8 @@ def _collection(root: pystac.Catalog, collection_id: str) -> pystac.Catalog | No
     try:
         return root.get_child(collection_id)
     except UNREADABLE as error:
-        raise CatalogError(
-            f"can't read the collection '{collection_id}' of {root.get_self_href()}", f"{error}".splitlines()[0]
-        ) from error
+        place = root.get_self_href()
+        raise CatalogError(f"can't read the collection '{collection_id}' of {place}", reason(error)) from error
 
 
 def _add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:

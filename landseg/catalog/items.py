@@ -10,7 +10,7 @@ import pystac
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from landseg.catalog import UNREADABLE
+from landseg.catalog import UNREADABLE, reason
 from landseg.catalog.search import read_interval
 from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import CatalogError, UsageError
@@ -46,7 +46,7 @@ class Description:
     Parameters
     ----------
     date
-        The day or moment when it was taken, or an interval as ``2026-03-01/2026-03-31``.
+        The day when it was taken, or the first and the last of several as ``2026-03-01/2026-03-31``.
     title
         For people; by default the id.
     licence
@@ -129,7 +129,7 @@ def read_item(path: Path) -> pystac.Item:
     try:
         item = pystac.Item.from_file(str(path.resolve()))
     except UNREADABLE as error:
-        raise CatalogError(f"{path} is no STAC item", f"{error}".splitlines()[0]) from error
+        raise CatalogError(f"{path} is no STAC item", reason(error)) from error
     item.make_asset_hrefs_absolute()
     for link in item.links:
         link.target = link.get_absolute_href() or link.target
@@ -154,7 +154,7 @@ def _properties(grid: Grid, description: Description) -> dict[str, Any]:
 
 def _times(date: str) -> tuple[datetime, datetime]:
     first, _, last = date.partition("/")
-    start, _ = read_interval(first)
+    start, _ = read_interval(date)
     end, _ = read_interval(last or first)
     if start is None or end is None:
         raise UsageError(f"--date {date} has an open end", "a scene was taken on a day, or between two")
@@ -163,8 +163,7 @@ def _times(date: str) -> tuple[datetime, datetime]:
 
 def _raster_band(info: SceneInfo, number: int, band: np.ma.MaskedArray[Any, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {"data_type": info.dtypes[number - 1], "spatial_resolution": round(info.grid.gsd_m, 4)}
-    values = band.compressed().astype(np.float64)
-    values = values[np.isfinite(values)]
+    values = np.ma.masked_invalid(band).compressed().astype(np.float64)
     if values.size:
         measures = {"minimum": values.min(), "maximum": values.max(), "mean": values.mean(), "stddev": values.std()}
         statistics = {name: round(float(value), 4) for name, value in measures.items()}

@@ -17,7 +17,7 @@ from pystac_client.warnings import PystacClientWarning
 from requests import RequestException
 from urllib3 import Retry
 
-from landseg.catalog import UNREADABLE, in_utc, times_of
+from landseg.catalog import UNREADABLE, in_utc, reason, times_of
 from landseg.errors import CatalogError, UsageError
 from landseg.hrefs import hide_secrets, local_path
 
@@ -109,9 +109,9 @@ def search(
             pick = _ask if client.conforms_to("ITEM_SEARCH") else _walk
             items = [item for item in pick(client, collections, bbox, interval) if _is_clear(item, max_cloud_cover)]
     except (RequestException, APIError) as error:
-        raise CatalogError(f"the server of the catalog {url} does not give it", f"{error}".splitlines()[0]) from error
+        raise CatalogError(f"the server of the catalog {url} does not give it", reason(error)) from error
     except (*UNREADABLE, ClientTypeError) as error:
-        raise CatalogError(f"can't read the catalog {url}", f"{error}".splitlines()[0]) from error
+        raise CatalogError(f"can't read the catalog {url}", reason(error)) from error
     if not collections:
         items = [item for item in items if _is_scene(item, asset)]
     return [_scene(item, asset) for item in sorted(items, key=lambda item: (times_of(item)[1] or _NEVER, item.id))]

@@ -11,7 +11,7 @@ from typing import Any
 import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
-from landseg.catalog import UNREADABLE
+from landseg.catalog import UNREADABLE, reason
 from landseg.checksums import SHA256_MULTIHASH, checksum
 from landseg.hrefs import is_remote, local_path
 
@@ -67,7 +67,7 @@ def _check_catalog(catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, 
             try:
                 linked = link.resolve_stac_object(root=catalog.get_root()).target
             except UNREADABLE as error:
-                found.faults.append(f"{_place(catalog)}: can't read {link.href}: {f'{error}'.splitlines()[0]}")
+                found.faults.append(f"{_place(catalog)}: can't read {link.href}: {reason(error)}")
                 continue
             if isinstance(linked, pystac.Catalog):
                 _check_catalog(linked, validator, found)
@@ -105,22 +105,19 @@ def _deepest(faults: Sequence[Any]) -> Any:
 
 def _check_assets(item: pystac.Item, found: Validation) -> None:
     for key, asset in item.get_assets().items():
-        href, stated = asset.get_absolute_href() or asset.href, asset.extra_fields
-        href, place = local_path(href), f"{_place(item)}: asset {key}"
+        href = local_path(asset.get_absolute_href() or asset.href)
+        place = f"{_place(item)}: asset {key}"
+        expected = str(asset.extra_fields.get("file:checksum", ""))
         if is_remote(href):
             found.unchecked.append(f"{place} is elsewhere")
-            continue
-        path = Path(href)
-        if not path.is_file():
+        elif not Path(href).is_file():
             found.faults.append(f"{place}: there is no {asset.href}")
-            continue
-        expected = str(stated.get("file:checksum", ""))
-        if not expected.startswith(SHA256_MULTIHASH):
+        elif not expected.startswith(SHA256_MULTIHASH):
             found.unchecked.append(f"{place} has no SHA-256")
-            continue
-        found.assets += 1
-        if checksum(path) != expected:
-            found.faults.append(f"{place}: {asset.href} is not the file that was added: its checksum differs")
+        else:
+            found.assets += 1
+            if checksum(Path(href)) != expected:
+                found.faults.append(f"{place}: {asset.href} is not the file that was added: its checksum differs")
 
 
 def _place(stac: pystac.STACObject) -> str:

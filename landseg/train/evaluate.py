@@ -182,18 +182,22 @@ class Scores:
 
     def to_dict(self, legend: Legend) -> dict[str, Any]:
         """Give plain values that JSON holds; None stands for NaN."""
+
+        def by_class(values: NDArray[np.float64]) -> dict[str, float | None]:
+            return {name: _plain(value) for name, value in zip(legend.names, values, strict=True)}
+
         reliability = self.reliability
         curve = zip(reliability.pixels, reliability.confidence, reliability.accuracy, strict=True)
         return {
             "labelled_px": self.labelled_px,
             "miou": _plain(self.miou),
             "overall_accuracy": _plain(self.overall_accuracy),
-            "iou": {name: _plain(value) for name, value in zip(legend.names, self.iou, strict=True)},
-            "f1": {name: _plain(value) for name, value in zip(legend.names, self.f1, strict=True)},
+            "iou": by_class(self.iou),
+            "f1": by_class(self.f1),
             "confusion": self.confusion.tolist(),
             "boundary_tolerance_px": TOLERANCE_PX,
             "mean_boundary_f1": _plain(self.mean_boundary_f1),
-            "boundary_f1": {name: _plain(value) for name, value in zip(legend.names, self.boundary_f1, strict=True)},
+            "boundary_f1": by_class(self.boundary_f1),
             "ece": _plain(reliability.error),
             "reliability": [
                 {"pixels": int(pixels), "confidence": _plain(confidence), "accuracy": _plain(accuracy)}
@@ -428,15 +432,13 @@ def check_reference(read: ReadChannels, grid: Grid) -> None:
 
 def _blocks(predicted: Any, read: ReadChannels) -> Iterator[Block]:
     rows, cols = predicted.shape
-    for top in range(0, rows, BLOCK_PX):
-        for left in range(0, cols, BLOCK_PX):
-            core = Window(left, top, min(BLOCK_PX, cols - left), min(BLOCK_PX, rows - top))
-            window, missing = _with_halo(core, (rows, cols))
-            yield Block(
-                labels=np.pad(predicted.read(1, window=window), missing, constant_values=NODATA),
-                reference=np.pad(read(window), missing, constant_values=IGNORED),
-                confidence=predicted.read(2, window=core) if predicted.count > 1 else None,
-            )
+    for _, core in cells(Window(0, 0, cols, rows), BLOCK_PX):
+        window, missing = _with_halo(core, (rows, cols))
+        yield Block(
+            labels=np.pad(predicted.read(1, window=window), missing, constant_values=NODATA),
+            reference=np.pad(read(window), missing, constant_values=IGNORED),
+            confidence=predicted.read(2, window=core) if predicted.count > 1 else None,
+        )
 
 
 def _with_halo(core: Window, shape: tuple[int, int]) -> tuple[Window, tuple[tuple[int, int], tuple[int, int]]]:

@@ -428,10 +428,9 @@ def _restored(training: Training, checkpoint: Path) -> PSPNet:
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     try:
-        state: dict[str, Any] = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
-        state["state_dict"], state["global_step"], state["callbacks"]
+        state = torch.load(checkpoint, weights_only=True, mmap=True, map_location="cpu")
+        return {key: state[key] for key in ("state_dict", "global_step", "callbacks")}
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, TypeError) as error:
         raise TrainingDataError(
             f"the checkpoint {checkpoint} is damaged", f"delete {checkpoint.parent} to begin the training anew"
         ) from error
-    return state

@@ -1,9 +1,7 @@
 """A training from beginning to end: configuration in, bundle out."""
 
-import functools
-import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,12 @@ from landseg.model.bundle import Bundle, Card, read_bundle, write_bundle
 from landseg.model.convert import load_backbone
 from landseg.model.pspnet import Architecture
 from landseg.predict import Predictor, choose_device, choose_precision
+from landseg.train.batches import predictions, read_chips
 from landseg.train.calibrate import fit_temperature
 from landseg.train.evaluate import Scores, score
 from landseg.train.figures import Example, draw_curves, draw_examples
 from landseg.train.fit import CHECKPOINTS, LAST, Chips, Conduct, Schedule, Training, fit
-from landseg.train.landcover import SETS, predictions, read_chips
+from landseg.train.landcover import SETS
 from landseg.train.losses import Objective
 from landseg.train.material import open_material
 from landseg.train.premises import hold_to, of_data, of_optimisation
@@ -36,15 +35,6 @@ from landseg.train.trial import evaluate
 
 EXAMPLES = 6
 """Chips of the validation that are drawn when a training ends."""
-
-
-@dataclass(frozen=True)
-class _Terms:
-    """What the network and its input are, as the configuration says or as the model to fine-tune has it."""
-
-    model_input: ModelInput
-    chip_px: int
-    base: Bundle | None
 
 
 def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
@@ -65,30 +55,32 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     """
     options = config.optimisation
     lightning.seed_everything(options.seed, verbose=False)
-    terms = _terms(config)
+    base = None if config.start_from is None else read_bundle(config.start_from)
+    model_input = _model_input(config, base)
+    chip_px = config.chip_px or (240 if base is None else base.card.chip_px)
     _check_options(config)
-    material = open_material(config, terms.model_input, terms.chip_px)
+    material = open_material(config, model_input, chip_px)
     legend, statistics = material.legend, material.statistics
-    if terms.base is not None and options.start_share and legend.names != terms.base.card.legend.names:
+    if base is not None and options.start_share and legend.names != base.card.legend.names:
         raise ConfigError(
-            f"optimisation.start_share needs the classes of {terms.base.card.name}, in its order",
-            f"they are {', '.join(terms.base.card.legend.names)}; or leave the key out",
+            f"optimisation.start_share needs the classes of {base.card.name}, in its order",
+            f"they are {', '.join(base.card.legend.names)}; or leave the key out",
         )
-    architecture = _architecture(config, terms, len(legend))
-    mean, std = (statistics.mean, statistics.std) if terms.base is None else (terms.base.card.mean, terms.base.card.std)
+    architecture = _architecture(config, base, len(model_input.bands), len(legend))
+    mean, std = (statistics.mean, statistics.std) if base is None else (base.card.mean, base.card.std)
     teacher = None
     if options.teacher is not None:
-        teacher = open_teacher(options.teacher.models, terms.model_input.bands, legend.names, terms.chip_px)
+        teacher = open_teacher(options.teacher.models, model_input.bands, legend.names, chip_px)
     objective = _objective(options, legend, statistics.shares)
     training = Training(architecture, mean, std, _schedule(options), objective, teacher)
-    if terms.base is not None:
-        transfer(training.network, terms.base.load_network().state_dict(), legend.names, terms.base.card.legend.names)
+    if base is not None:
+        transfer(training.network, base.load_network().state_dict(), legend.names, base.card.legend.names)
     elif options.initial_weights is not None:
         load_backbone(training.network.backbone, options.initial_weights)
     premises = {
-        "start_from": None if terms.base is None else terms.base.sha256,
-        "chip_px": terms.chip_px,
-        **{name: getattr(terms.model_input, name) for name in ("bands", "gsd_m", "band_numbers", "value_range")},
+        "start_from": None if base is None else base.sha256,
+        "chip_px": chip_px,
+        **{name: getattr(model_input, name) for name in ("bands", "gsd_m", "band_numbers", "value_range")},
         **{f"architecture.{name}": value for name, value in asdict(architecture).items()},
         **of_data(config.data, legend, material.labels),
         **of_optimisation(options),
@@ -107,8 +99,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         cutmix=options.augmentation.cutmix,
     )
     network = fit(training, chips, config.out, _conduct(options, quiet))
-    if terms.base is not None and options.start_share:
-        average(network, terms.base.load_network().state_dict(), options.start_share)
+    if base is not None and options.start_share:
+        average(network, base.load_network().state_dict(), options.start_share)
     card = Card(
         name=config.name,
         title=config.card.title,
@@ -116,19 +108,19 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
         licence=config.card.licence,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         architecture=architecture,
-        bands=terms.model_input.bands,
-        gsd_m=terms.model_input.gsd_m,
-        chip_px=terms.chip_px,
+        bands=model_input.bands,
+        gsd_m=model_input.gsd_m,
+        chip_px=chip_px,
         mean=mean,
         std=std,
-        value_range=terms.model_input.value_range,
+        value_range=model_input.value_range,
         legend=legend,
         training={
             "data": config.card.training_data,
             **material.described,
             "class_shares": {n: round(float(s), 4) for n, s in zip(legend.names, statistics.shares, strict=True)},
             "optimisation": options.model_dump(mode="json", exclude={"loader_workers", "checkpoint_every"}),
-            **_origin(terms.base),
+            **_origin(base),
         },
         limits=config.card.limits,
     )
@@ -177,8 +169,8 @@ def _examples(training: Training, validation: Sites) -> list[Example]:
     return examples
 
 
-def _terms(config: TrainConfig) -> _Terms:
-    base = None if config.start_from is None else read_bundle(config.start_from)
+def _model_input(config: TrainConfig, base: Bundle | None) -> ModelInput:
+    """Say what the network is shown, as the configuration has it or the model to fine-tune."""
     card = None if base is None else base.card
     bands = config.bands or (("red", "green", "blue") if card is None else card.bands)
     if card is not None and bands != card.bands:
@@ -197,16 +189,14 @@ def _terms(config: TrainConfig) -> _Terms:
         raise ConfigError("the key 'gsd_m' is missing", "give the pixel size in metres to train at")
     # A model to fine-tune expects pixels on the scale that it was trained with.
     scale = (None, None) if card is None else (card.value_range, card.mean)
-    return _Terms(
-        ModelInput(gsd_m, bands, numbers, *scale), config.chip_px or (240 if card is None else card.chip_px), base
-    )
+    return ModelInput(gsd_m, bands, numbers, *scale)
 
 
-def _architecture(config: TrainConfig, terms: _Terms, classes: int) -> Architecture:
-    if terms.base is None:
-        options = {} if config.architecture is None else config.architecture.model_dump()
-        return Architecture(in_channels=len(terms.model_input.bands), classes=classes, **options)
-    return replace(terms.base.card.architecture, classes=classes)
+def _architecture(config: TrainConfig, base: Bundle | None, bands: int, classes: int) -> Architecture:
+    if base is not None:
+        return replace(base.card.architecture, classes=classes)
+    options = {} if config.architecture is None else config.architecture.model_dump()
+    return Architecture(in_channels=bands, classes=classes, **options)
 
 
 def _check_options(config: TrainConfig) -> None:
@@ -238,7 +228,7 @@ def _origin(base: Bundle | None) -> dict[str, Any]:
 
 def _measure_maps(bundle: Bundle, held_out: Sequence[Pair], data: DataConfig) -> tuple[str, Scores]:
     """Map the pairs by the pipeline that users run; say what they are, and how far the maps agree."""
-    each = [
+    each = (
         evaluate(
             str(bundle.folder),
             str(pair.scene),
@@ -250,8 +240,8 @@ def _measure_maps(bundle: Bundle, held_out: Sequence[Pair], data: DataConfig) ->
             layer=pair.layer,
         )
         for pair in held_out
-    ]
-    return ", ".join(pair.scene.name for pair in held_out), functools.reduce(operator.add, each)
+    )
+    return ", ".join(pair.scene.name for pair in held_out), sum(each, Scores.nothing(len(bundle.card.legend)))
 
 
 def _measure_chips(bundle: Bundle, what: str, sites: Sites, options: OptimisationConfig) -> tuple[str, Scores]:

@@ -99,10 +99,8 @@ def cross_entropy(
     """
     labelled = mask != IGNORED
     if hardest_share == 1 and class_weights is None:
-        mean: Tensor = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum") / labelled.sum().clamp(
-            min=1
-        )
-        return mean
+        total: Tensor = F.cross_entropy(logits, mask, ignore_index=IGNORED, reduction="sum")
+        return total / labelled.sum().clamp(min=1)
     costs = F.cross_entropy(logits, mask, class_weights, ignore_index=IGNORED, reduction="none")[labelled]
     weights = torch.ones_like(costs) if class_weights is None else class_weights[mask[labelled]]
     if hardest_share < 1 and len(costs):

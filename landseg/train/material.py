@@ -9,9 +9,10 @@ from landseg.config import DataConfig, DatasetConfig, PairConfig, TrainConfig, l
 from landseg.errors import ConfigError, TrainingDataError
 from landseg.legend import Legend
 from landseg.train.augment import Augmentation
+from landseg.train.batches import Statistics, measure, read_chips, settle
 from landseg.train.labels import LabelCodes, Labels
-from landseg.train.landcover import SETS, Statistics, measure, open_split, read_chips, settle
-from landseg.train.samples import ModelInput, Pair, Sites, Source, band_statistics, open_scenes
+from landseg.train.landcover import SETS, open_split
+from landseg.train.samples import ModelInput, Pair, Sites, Source, band_statistics, open_scene
 from landseg.train.splits import Blocks, open_splits
 
 VALIDATED_CHIPS = 64
@@ -90,7 +91,7 @@ def _pairs(config: TrainConfig, model_input: ModelInput, chip_px: int, vary: Aug
     legend, data = legend_of(config.legend), config.data
     pairs, held_out = _located(data, data.training), _located(data, data.held_out)
     validation = _validation(data)
-    mean, std = band_statistics(open_scenes([pair.scene for pair in pairs], model_input))
+    mean, std = band_statistics([open_scene(pair.scene, model_input) for pair in pairs])
     splits = open_splits(
         pairs,
         label_codes(data.label_values, legend, data.ignored_values),

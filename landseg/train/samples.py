@@ -362,23 +362,19 @@ def places(bounds: Sequence[tuple[int, Bounds]], crs: Any) -> GeoDataFrame:
     return GeoDataFrame(index=index, geometry=[shapely.box(*one) for _, one in bounds], crs=crs)
 
 
-def open_scenes(paths: Sequence[Path], model_input: ModelInput) -> list[TrainingScene]:
-    """Decide about scenes what mapping would decide.
+def open_scene(path: Path, model_input: ModelInput) -> TrainingScene:
+    """Decide about a scene what mapping would decide.
 
     Raises
     ------
     TrainingDataError
-        If a scene is missing, unreadable, empty or without a CRS, its bands can't be told, or its pixels are too far
-        from the size wanted.
+        If it is missing, unreadable, empty or without a CRS, its bands can't be told, or its pixels are too far from
+        the size wanted.
     """
-    return [_open_scene(str(path), model_input) for path in paths]
-
-
-def _open_scene(path: str, model_input: ModelInput) -> TrainingScene:
     names = ", ".join(model_input.bands)
     hint: str | None
     try:
-        info = describe_scene(path)
+        info = describe_scene(str(path))
         bands = match_bands(info, model_input.bands, model_input.band_numbers)
         return TrainingScene(
             info, bands, working_grid(info, model_input.gsd_m), value_ranges(info, bands, model_input.value_range)
@@ -429,10 +425,10 @@ def open_pairs(
     Raises
     ------
     TrainingDataError
-        If a scene can't be used, see `open_scenes`, or is in degrees, labels can't be read, or a scene and its labels
+        If a scene can't be used, see `open_scene`, or is in degrees, labels can't be read, or a scene and its labels
         do not overlap.
     """
-    scenes = open_scenes([pair.scene for pair in pairs], model_input)
+    scenes = [open_scene(pair.scene, model_input) for pair in pairs]
     for scene in scenes:
         if scene.info.grid.crs.is_geographic:
             raise TrainingDataError(

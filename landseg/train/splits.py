@@ -17,13 +17,13 @@ import torch
 from affine import Affine
 from numpy.typing import NDArray
 from pyproj import Transformer
-from rasterio.windows import Window
+from rasterio.windows import Window, intersect
 from rasterio.windows import bounds as window_bounds
 from torchgeo.datasets import GeoDataset
 from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 
 from landseg.errors import TrainingDataError
-from landseg.grid import Grid
+from landseg.grid import Grid, cells
 from landseg.train.augment import SMALLER_CHIPS
 from landseg.train.labels import IGNORED, MANY_VALUES, Bounds, LabelCodes, Labels, Value
 from landseg.train.samples import (
@@ -35,7 +35,7 @@ from landseg.train.samples import (
     TrainingScene,
     open_own_labels,
     open_pairs,
-    open_scenes,
+    open_scene,
     places,
 )
 
@@ -355,7 +355,7 @@ def _check_held_out(
     TrainingDataError
         If it can't be used, or more than `MOST_SHARED` of its labels lie on or beside those of the training.
     """
-    (scene,) = open_scenes([pair.scene], model_input)
+    scene = open_scene(pair.scene, model_input)
     labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
     ground = _Ground(scene.grid, cell_px, _counted(scene.grid, scene, labels, codes, cell_px))
     if not ground.class_px.any():
@@ -384,9 +384,8 @@ def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes
     side = cell_px * max(1, _READ_PX // cell_px)
     all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float(scene.bands)
     with scene.opened(grid) as pixels:
-        for top, left in itertools.product(range(0, rows, side), range(0, cols, side)):
-            window = Window(left, top, min(side, cols - left), min(side, rows - top))
-            if not _touch(window, inside):
+        for _, window in cells(grid.window, side):
+            if not intersect(window, inside):
                 continue
             reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
             unknown += reading.unknown
@@ -396,21 +395,13 @@ def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes
             if known.any() and not all_valid:
                 known &= pixels.read(window).valid
             row, col = np.nonzero(known)
-            part = counts[top // cell_px : -(-(top + side) // cell_px), left // cell_px : -(-(left + side) // cell_px)]
+            top, left = window.row_off // cell_px, window.col_off // cell_px
+            part = counts[top : top + side // cell_px, left : left + side // cell_px]
             at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
             part += np.bincount(at, minlength=part.size).reshape(part.shape)
     if unknown:
         raise codes.explain(unknown, labels.path)
     return counts
-
-
-def _touch(one: Window, other: Window) -> bool:
-    return bool(
-        one.row_off < other.row_off + other.height
-        and other.row_off < one.row_off + one.height
-        and one.col_off < other.col_off + other.width
-        and other.col_off < one.col_off + one.width
-    )
 
 
 def _choose(grounds: Sequence[_Ground], blocks: Blocks, chip_px: int, seed: int) -> list[tuple[_Ground, Window]]:
@@ -488,16 +479,14 @@ def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterato
     lines = [
         np.unique(
             np.clip(
-                [0, n, *(e for c in range(0, size, cell) for e in (c, c - chip_px + 1))]
+                [0, n, *(e for c in range(0, size, ground.cell_px) for e in (c, c - chip_px + 1))]
                 + [start[axis] - chip_px + 1 for start in starts]
                 + [stop[axis] for stop in stops],
                 0,
                 n,
             )
         )
-        for axis, (n, size, cell) in enumerate(
-            zip(positions, ground.grid.shape, (ground.cell_px, ground.cell_px), strict=True)
-        )
+        for axis, (n, size) in enumerate(zip(positions, ground.grid.shape, strict=True))
     ]
     allowed = _sees_a_label(ground, chip_px, lines[0][:-1], lines[1][:-1])
     for start, stop in zip(starts, stops, strict=True):

@@ -16,7 +16,7 @@ from pystac.utils import str_to_datetime
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from landseg.catalog import add_item, has_item, open_catalog
+from landseg.catalog import add_item, has_item, open_catalog, reason
 from landseg.catalog.items import Description, add_thumbnail, scene_item
 from landseg.catalog.search import search
 from landseg.catalog.validation import validate
@@ -100,6 +100,11 @@ def test_a_catalog_of_an_earlier_stac_is_checked_by_what_is_at_hand(
     assert found.assets == 1
     assert any("is of STAC 1.0.0" in line for line in found.unchecked)
     assert [scene.href for scene in search(str(catalog))] == [f"{catalog.parent.parent}/My City.tif"]
+
+
+@pytest.mark.parametrize(("said", "expected"), [("no answer\nin 30 s", "no answer"), ("", "TimeoutError")])
+def test_a_reason_is_one_line_also_of_an_error_that_says_nothing(said: str, expected: str) -> None:
+    assert reason(TimeoutError(said)) == expected
 
 
 FIJI = Affine(1e-5, 0, 179.9996, 0, -1e-5, -17.0)
@@ -382,6 +387,7 @@ def test_what_can_t_be_checked_is_said(make_scene: SceneMaker, city: NDArray[np.
         ((), "--date 2026-03-04"),
         (("--date", "soon"), "is no interval"),
         (("--date", "2026-01-01/.."), "open end"),
+        (("--date", "2026-03-31/2026-03-01"), "is no interval"),
         (("--date", "2026-01-01", "--labels", "l.tif"), "go together"),
         (("--date", "2026-01-01", "--labels", "l.tif", "--label-values", "building"), "0=building"),
     ],

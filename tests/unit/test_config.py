@@ -345,7 +345,13 @@ def test_another_folder_is_that_of_the_pairs_or_of_the_set(file: Path) -> None:
 def test_label_values_must_be_in_the_legend(file: Path) -> None:
     data = {"training": [{"scene": "a", "labels": "b"}], "label_values": {1: "land", 2: "forest"}}
 
-    assert "'forest', which is not in the legend" in refusal(file, training(data=data), TrainConfig).what
+    assert "data.label_values names 'forest', which is not in" in refusal(file, training(data=data), TrainConfig).what
+
+
+def test_weighted_classes_must_be_in_the_legend(file: Path) -> None:
+    text = training(optimisation={"steps": 10, "loss": {"class_weights": {"forest": 2}}})
+
+    assert "class_weights names 'forest', which is not in the legend" in refusal(file, text, TrainConfig).what
 
 
 def test_label_values_may_be_text_or_left_out(file: Path) -> None:

@@ -20,7 +20,7 @@ from landseg.errors import TrainingDataError
 from landseg.scene import RasterScene, describe_scene, value_ranges, working_grid
 from landseg.train.augment import Augmentation
 from landseg.train.labels import IGNORED, LabelCodes
-from landseg.train.samples import ModelInput, Pair, band_statistics, open_pairs, open_scenes
+from landseg.train.samples import ModelInput, Pair, band_statistics, open_pairs, open_scene
 
 NAMES = ("building", "land", "water")
 CODES = LabelCodes({0: "building", 1: "land", 9: "water"}, NAMES)
@@ -124,7 +124,7 @@ def test_scenes_of_other_types_are_scaled_as_for_mapping(
     expected = (np.clip(SPECKLE, low, high) - low) * 255 / (high - low)
 
     sample = open_pairs([Pair(scene, pair.labels)], CODES, model_input)[500_000:500_096, 2_799_936:2_800_000]
-    mean, std = band_statistics(open_scenes([scene], model_input))
+    mean, std = band_statistics([open_scene(scene, model_input)])
 
     np.testing.assert_allclose(sample["image"], expected, atol=1e-3)
     # Every eighth pixel of a row of 96 and a column of 64, that is.
@@ -192,7 +192,7 @@ def test_pixels_without_data_are_not_measured(tmp_path: Path, pixels: NDArray[np
     scene = hollow(tmp_path / "hollow.tif", pixels, kind)
 
     model_input = ModelInput(1.0, band_numbers=(1, 2, 3), value_range=(0.0, 255.0))
-    mean, std = band_statistics(open_scenes([scene], model_input))
+    mean, std = band_statistics([open_scene(scene, model_input)])
 
     seen = pixels[:, 4::8, 44::8].astype(float)
     np.testing.assert_allclose(mean, seen.mean(axis=(1, 2)), atol=0.05)
@@ -220,7 +220,7 @@ def test_statistics_are_not_those_of_overviews(tmp_path: Path) -> None:
     with rasterio.open(scene, "r+") as file:
         file.build_overviews([2, 4, 8], Resampling.average)
 
-    _, std = band_statistics(open_scenes([scene], ModelInput(1.0)))
+    _, std = band_statistics([open_scene(scene, ModelInput(1.0))])
 
     np.testing.assert_allclose(std, draw.std(axis=(1, 2)), rtol=0.03)
 
@@ -263,7 +263,7 @@ def test_band_statistics_are_those_of_all_scenes_together(tmp_path: Path) -> Non
     ]
     together = np.concatenate([b.reshape(3, -1) for b in blocks], axis=1).astype(float)
 
-    mean, std = band_statistics(open_scenes(scenes, ModelInput(1.0)))
+    mean, std = band_statistics([open_scene(scene, ModelInput(1.0)) for scene in scenes])
 
     np.testing.assert_allclose(mean, together.mean(axis=1), atol=5e-4)
     np.testing.assert_allclose(std, together.std(axis=1), atol=5e-4)
