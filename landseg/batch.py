@@ -35,18 +35,17 @@ from landseg.model.bundle import Bundle
 from landseg.outputs import counted
 from landseg.outputs.drafts import Drafts, write_text, writing
 from landseg.outputs.manifest import classes_of, is_as_listed, listed_files
+from landseg.outputs.paths import OutputPaths, check_places
 from landseg.outputs.vector import companions, driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
 from landseg.run import (
     UNRECORDED,
-    OutputPaths,
     Plan,
     base_bytes,
     build_plan,
     check,
     check_config,
-    check_places,
     execute,
     memory_budget,
     model_record,
@@ -169,7 +168,7 @@ class Job:
     @property
     def part(self) -> Part:
         """The map as a part of a region's."""
-        raster = OutputPaths.of(self.out, picture=False).raster
+        raster = OutputPaths.of(self.out).raster
         return Part(self.name, raster, self.scene.date, self.scene.cloud_cover)
 
 
@@ -350,7 +349,7 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
 def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
     """Refuse a place that is none, lies elsewhere, is taken by the report or a catalog, or of an unknown format."""
     taken = [(pipeline.out / REPORT_FILE).resolve(), pipeline.catalog and pipeline.catalog.resolve()]
-    manifest = OutputPaths.of(out, picture=False).manifest.resolve()
+    manifest = OutputPaths.of(out).manifest.resolve()
     if not name or not manifest.is_relative_to(pipeline.out.resolve()) or manifest in taken:
         raise UsageError(f"a map can't be called '{name}' here", "change the pipeline's key 'name' or 'merge.name'")
     driver_of(out)

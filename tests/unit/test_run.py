@@ -20,7 +20,6 @@ from landseg.mapping import Progress
 from landseg.mosaic import Mosaic
 from landseg.run import (
     BASE_BYTES,
-    OutputPaths,
     Plan,
     build_plan,
     check,
@@ -34,21 +33,6 @@ from tests.conftest import SceneMaker
 @pytest.fixture
 def plan(make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path) -> Plan:
     return build_plan(str(make_scene(city)), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle), device="cpu"))
-
-
-def test_outputs_are_named_after_the_main_one() -> None:
-    outputs = OutputPaths.of(Path("a/b.c.gpkg"), picture=True, project=True)
-    assert [str(path) for path in outputs.all] == [
-        "a/b.c.tif.aux.xml",
-        "a/b.c.qml",
-        "a/b.c.tif",
-        "a/b.c.png",
-        "a/b.c.qgz",
-        "a/b.c.gpkg",
-        "a/b.c.json",
-    ]
-    bare = OutputPaths.of(Path("b.gpkg"))
-    assert (bare.picture, bare.project) == (None, None)
 
 
 def test_a_plan_decides_everything(plan: Plan) -> None:
