@@ -75,6 +75,11 @@ class Batch:
     pixels: Tensor
     valid: Tensor
 
+    @property
+    def core_px(self) -> int:
+        """Pixels of the grid that the chips' cores cover."""
+        return sum(int(chip.core.height * chip.core.width) for chip in self.chips)
+
 
 @dataclass(frozen=True)
 class _Chip:

@@ -299,9 +299,8 @@ class Mapper:
                     parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), batch.chip_row)]
                     for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
                         mosaic.add(chip, chip_probabilities, valid)
-                    pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
-                    advance(pixels, len(batch.chips))
-                    left -= pixels
+                    advance(batch.core_px, len(batch.chips))
+                    left -= batch.core_px
             parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]
             store.save(index, Part.concatenate(parts), scene.lost if isinstance(scene, SalvagedScene) else set())
         advance(left, 0)

@@ -168,6 +168,11 @@ class Plan:
     def _polygons_bytes(self) -> int:
         return projected_bytes(self.grid.shape[1], self.threads)
 
+    @property
+    def precision(self) -> str:
+        """The type to compute in, by torch's name for it."""
+        return str(self.dtype).removeprefix("torch.")
+
     @cached_property
     def strips(self) -> tuple[Strip, ...]:
         """The units of work, from top to bottom; the last is the highest."""
@@ -188,7 +193,8 @@ class Plan:
         """Changes when the scene's file does: of its path, however it is spelt, its grid and its stamp."""
         local = Path(self.info.path)
         place = str(local.resolve()) if local.exists() else self.info.shown
-        return _digest([place, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp])
+        known = [place, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
         """Tell the plan in plain values, for people and ``--json``."""
@@ -211,7 +217,7 @@ class Plan:
                 "batch": self.batch,
             },
             "device": str(self.device),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "memory_bytes": self.memory_bytes,
             "budget_bytes": self.budget_bytes,
             "disk_bytes": self.disk_bytes,
@@ -534,13 +540,16 @@ def _mapper(plan: Plan) -> Mapper:
 
 def _computing(config: RunConfig) -> Compute:
     """Choose who computes strips."""
-    if config.workers is None and config.scheduler is None:
-        return compute_here
-    from landseg import cluster  # dask is slow to import
-
+    # dask is slow to import
     if config.scheduler is not None:
-        return cluster.compute_by_scheduler(config.scheduler)
-    return cluster.compute_by_workers(config.workers or 1)
+        from landseg.cluster import compute_by_scheduler
+
+        return compute_by_scheduler(config.scheduler)
+    if config.workers is not None:
+        from landseg.cluster import compute_by_workers
+
+        return compute_by_workers(config.workers)
+    return compute_here
 
 
 def _write_labels(
@@ -593,8 +602,7 @@ def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) ->
     with mapper.open_scene() as scene:
         for batch, probabilities in mapper.answers(scene, plan.tiling.whole):
             yield batch, probabilities
-            pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
-            progress = replace(progress, done=progress.done + pixels, chips=progress.chips + len(batch.chips))
+            progress = replace(progress, done=progress.done + batch.core_px, chips=progress.chips + len(batch.chips))
             on_progress(progress)
     on_progress(replace(progress, done=plan.grid.size))
 
@@ -635,7 +643,6 @@ def model_record(bundle: Bundle) -> dict[str, Any]:
 
 
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
-    config = plan.config.model_dump(mode="json", exclude=UNRECORDED)
     return {
         "landseg:scene": {
             "href": plan.info.shown,
@@ -646,13 +653,9 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequen
             "resampled": plan.grid != plan.info.grid,
         },
         "landseg:model": model_record(plan.bundle),
-        "landseg:config": config,
+        "landseg:config": plan.config.model_dump(mode="json", exclude=UNRECORDED),
         "landseg:device": str(plan.device),
-        "landseg:precision": str(plan.dtype).removeprefix("torch."),
+        "landseg:precision": plan.precision,
         "landseg:valid_pixels": valid_pixels,
         "landseg:lost_windows": [list(window) for window in lost],
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
