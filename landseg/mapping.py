@@ -152,10 +152,13 @@ class StripStore:
     def finished(self) -> set[int]:
         """Find the strips that are there and undamaged, and remove whatever else is in the folder."""
         indices = {self._path(index): index for index in range(len(self.job.strips))}
-        found = {path: path in indices and self._is_usable(path) for path in self.folder.iterdir()}
-        for path in (path for path, usable in found.items() if not usable):
-            path.unlink()
-        return {indices[path] for path, usable in found.items() if usable}
+        finished = set()
+        for path in list(self.folder.iterdir()):
+            if path in indices and self._is_usable(path):
+                finished.add(indices[path])
+            else:
+                path.unlink()
+        return finished
 
     def _is_usable(self, path: Path) -> bool:
         try:
