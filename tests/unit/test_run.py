@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -89,7 +90,7 @@ def test_a_full_disk_is_refused_before_anything_is_read(plan: Plan, monkeypatch:
         check(plan)
 
 
-def test_only_geopackages_are_written(plan: Plan, tmp_path: Path) -> None:
+def test_a_file_of_no_known_format_is_refused(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gpkg"):
         build_plan(plan.info.path, tmp_path / "map.kml", plan.config)
 
@@ -117,8 +118,6 @@ def test_the_manifest_is_a_stac_item_that_says_how_the_map_was_made(plan: Plan) 
     for asset in item.assets.values():
         path = result.outputs.manifest.parent / asset.href
         assert path.stat().st_size == asset.extra_fields["file:size"]
-        import hashlib
-
         assert asset.extra_fields["file:checksum"] == "1220" + hashlib.sha256(path.read_bytes()).hexdigest()
     assert item.bbox is not None
     lon, lat = 55.4025, 25.1634
