@@ -344,13 +344,7 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
 
 
 def _checked_place(name: str, pipeline: PipelineConfig) -> Path:
-    """Give the place of a map's polygons.
-
-    Raises
-    ------
-    UsageError
-        If it is none, lies elsewhere, is taken by the report or a catalog, or of an unknown format.
-    """
+    """Give a map's place, unless it is none, lies elsewhere, is the report's or a catalog's, or of no known format."""
     out = pipeline.out / (name + pipeline.format)
     taken = [(pipeline.out / REPORT_FILE).resolve(), pipeline.catalog and pipeline.catalog.resolve()]
     manifest = OutputPaths.of(out).manifest.resolve()
@@ -497,9 +491,8 @@ def _merge(
                 "landseg:config": config.model_dump(mode="json", exclude={"qgis_project", *UNRECORDED}),
             },
         )
-        return replace(
-            entry, status="mapped", why=due, outputs=outputs.places, seconds=round(time.monotonic() - clock, 1)
-        )
+        seconds = round(time.monotonic() - clock, 1)
+        return replace(entry, status="mapped", why=due, outputs=outputs.places, seconds=seconds)
     except LandsegError as error:
         return replace(entry, why=str(error))
     except Exception as error:
