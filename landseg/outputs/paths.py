@@ -78,14 +78,9 @@ class OutputPaths:
     @property
     def assets(self) -> dict[str, Path]:
         """The products that a manifest lists, by their keys among its assets."""
+        raster = {"raster": self.raster, "raster-classes": self.sidecar, "style": self.style}
         optional = {"picture": self.picture, "qgis-project": self.project}
-        return {
-            **layer_products(self.polygons),
-            "raster": self.raster,
-            "raster-classes": self.sidecar,
-            "style": self.style,
-            **{key: path for key, path in optional.items() if path is not None},
-        }
+        return layer_products(self.polygons) | raster | {key: path for key, path in optional.items() if path}
 
     @property
     def places(self) -> tuple[str, ...]:
