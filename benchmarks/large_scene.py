@@ -78,7 +78,7 @@ def main() -> None:
         repeat(arguments.tile, arguments.side, scene)
         config = RunConfig(model=arguments.model, overlap=arguments.overlap)
         plan = build_plan(str(scene), Path(folder) / "map.gpkg", config)
-        print(f"machine: {machine()}; network on {plan.device} in {str(plan.dtype).removeprefix('torch.')}")
+        print(f"machine: {machine()}; network on {plan.device} in {plan.precision}")
         print(f"scene: {plan.grid.shape[0]} x {plan.grid.shape[1]} px, {plan.tiling.chip_count} chips")
         print(f"projected peak: {plan.memory_bytes / 1e9:.2f} GB", flush=True)
         result = execute(plan, report)

@@ -16,7 +16,8 @@ import geopandas
 
 from benchmarks.large_scene import DEMO, machine
 from landseg.config import RunConfig
-from landseg.run import OutputPaths, build_plan, execute, map_job
+from landseg.outputs.paths import OutputPaths
+from landseg.run import build_plan, execute, map_job
 
 
 def run(scene: Path, out: Path, config: RunConfig) -> None:
@@ -55,7 +56,7 @@ def main() -> None:
             process.kill()
             process.join()
         run(arguments.scene, disturbed, config)
-        once, again = (OutputPaths.of(out, picture=False) for out in (undisturbed, disturbed))
+        once, again = (OutputPaths.of(out) for out in (undisturbed, disturbed))
         rasters = once.raster.read_bytes() == again.raster.read_bytes()
         layers = [geopandas.read_file(outputs.polygons, layer="landuse") for outputs in (once, again)]
         polygons = layers[0].equals(layers[1])

@@ -18,15 +18,13 @@ from affine import Affine
 from distributed import Client, LocalCluster
 from torch import nn
 
-from benchmarks.large_scene import machine
+from benchmarks.large_scene import DEMO, machine
 from landseg import cluster
 from landseg.config import RunConfig
 from landseg.grid import Grid, Tiling
 from landseg.mapping import StripStore
 from landseg.model.bundle import Bundle
 from landseg.run import Plan, build_plan, map_job
-
-DEMO = Path(__file__).parent.parent / "data_catalog/scenes/dubai-tile2/dubai_tile2.tif"
 
 
 def widened(plan: Plan, rows: int, cols: int) -> Plan:

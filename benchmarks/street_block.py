@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from shapely.geometry import shape
 
+from benchmarks.large_scene import DEMO
 from landseg.grid import Grid
 from landseg.legend import Legend
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
 from landseg.polygons import Merging, Polygons, polygonize
 
-LABELS = Path(__file__).parent.parent / "data_catalog/scenes/dubai-tile2/dubai_tile2_labels.tif"
+LABELS = DEMO.with_name("dubai_tile2_labels.tif")
 BLOCK = Window(1015, 640, 140, 140)
 TOLERANCE_M = 2.0
 MIN_AREA_M2 = 25.0

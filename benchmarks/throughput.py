@@ -95,9 +95,8 @@ def main() -> None:
             str(arguments.scene), Path(folder) / "map.gpkg", RunConfig(model=arguments.model, batch=arguments.chips)
         )
         side = plan.tiling.chip_px
-        precision = str(plan.dtype).removeprefix("torch.")
-        ready = f"forward pass made ready, {precision}"
-        print(f"machine: {machine()}; {arguments.threads} threads, {plan.device} in {precision}")
+        ready = f"forward pass made ready, {plan.precision}"
+        print(f"machine: {machine()}; {arguments.threads} threads, {plan.device} in {plan.precision}")
         chips = torch.randn(plan.batch, len(plan.bands), side, side)
         plain = plan.bundle.load_network()
         made_ready = Predictor(plan.bundle.load_network(), plan.device, plan.dtype).network
@@ -125,7 +124,7 @@ def main() -> None:
         per_chip[MAPPING] = processor_seconds(lambda: map_labels(plan, Path(folder))) / plan.tiling.chip_count
     if plan.dtype != torch.float32:
         same = float((labels_of(plan) == labels_of(replace(plan, dtype=torch.float32))).mean())
-        print(f"{f'labels of {precision} as in fp32':36} {same:7.2%}")
+        print(f"{f'labels of {plan.precision} as in fp32':36} {same:7.2%}")
     for name, time_s in per_chip.items():
         print(f"{name:36} {side**2 / time_s / 1e6:7.2f} Mpx/s")
     plain_s, ready_s = per_chip[PLAIN], per_chip[ready]

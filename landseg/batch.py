@@ -34,19 +34,18 @@ from landseg.mapping import ProgressCallback
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
 from landseg.outputs.drafts import Drafts, write_text, writing
-from landseg.outputs.manifest import classes_of, is_as_listed, listed_files
+from landseg.outputs.manifest import classes_of, is_as_listed, listed_files, read_manifest
+from landseg.outputs.paths import OutputPaths, check_places
 from landseg.outputs.vector import companions, driver_of
 from landseg.polygonizing import merging_of
 from landseg.region import Part, in_order, write_region
 from landseg.run import (
     UNRECORDED,
-    OutputPaths,
     Plan,
     base_bytes,
     build_plan,
     check,
     check_config,
-    check_places,
     execute,
     memory_budget,
     model_record,
@@ -169,7 +168,7 @@ class Job:
     @property
     def part(self) -> Part:
         """The map as a part of a region's."""
-        raster = OutputPaths.of(self.out, picture=False).raster
+        raster = OutputPaths.of(self.out).raster
         return Part(self.name, raster, self.scene.date, self.scene.cloud_cover)
 
 
@@ -232,6 +231,11 @@ def run_batch(
     def report(finished: bool = True) -> Report:
         return Report(name, started, time.monotonic() - clock, tuple(entries.values()), finished)
 
+    def note(entry: Entry | None) -> None:
+        if entry is not None:
+            entries[entry.name] = entry
+            _tell(entry, len(jobs))
+
     if dry_run:
         for job in jobs:
             entries[job.name] = _attempt(job, pipeline.run_config(), None, 1)
@@ -240,26 +244,19 @@ def run_batch(
         return report()
     with _locked(pipeline.out):
         try:
-            for job, entry in _work_off(jobs, pipeline, on_progress, sleep):
-                entries[job.name] = entry
-                _tell(entry, len(jobs))
+            for entry in _work_off(jobs, pipeline, on_progress, sleep):
+                note(entry)
             if pipeline.merge is not None:
-                entry = _merge(pipeline, pipeline.merge, bundle, jobs, entries, dry_run=False)
-                entries[entry.name] = entry
-                _tell(entry, len(jobs))
-            if pipeline.catalog is not None and (failed := _add_to_catalog(pipeline.catalog, entries.values())):
-                entries[failed.name] = failed
-                _tell(failed, len(jobs))
+                note(_merge(pipeline, pipeline.merge, bundle, jobs, entries, dry_run=False))
+            if pipeline.catalog is not None:
+                note(_add_to_catalog(pipeline.catalog, entries.values()))
         except (KeyboardInterrupt, RunInterruptedError) as error:
-            if failed := _write_report(pipeline, report(finished=False)):
-                _tell(failed, len(jobs))
+            note(_write_report(pipeline, report(finished=False)))
             mapped = report().counts.get("mapped", 0)
             raise RunInterruptedError(
                 f"stopped; {mapped} of {counted(len(jobs), 'scene')} mapped by then", "run it again to go on"
             ) from error
-        if failed := _write_report(pipeline, report()):
-            entries[failed.name] = failed
-            _tell(failed, len(jobs))
+        note(_write_report(pipeline, report()))
     done = report()
     log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
     if pipeline.webhook is not None:
@@ -330,8 +327,7 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
             "model": stem(pipeline.model),
         }
         name = pipeline.name.format(**{part: _UNFIT.sub("-", text) for part, text in parts.items()})
-        out = pipeline.out / (name + pipeline.format)
-        _check_place(pipeline, name, out)
+        out = _checked_place(name, pipeline)
         if name in jobs:
             raise UsageError(
                 f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
@@ -340,20 +336,22 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
             )
         jobs[name] = Job(scene, name, out)
     if pipeline.merge is not None:
-        _check_place(pipeline, pipeline.merge.name, pipeline.out / (pipeline.merge.name + pipeline.format))
+        _checked_place(pipeline.merge.name, pipeline)
         if pipeline.merge.name in jobs:
             raise UsageError(f"a scene's map has the merged one's name, '{pipeline.merge.name}'", "change 'merge.name'")
         in_order([job.part for job in jobs.values()], pipeline.merge.rule)
     return list(jobs.values())
 
 
-def _check_place(pipeline: PipelineConfig, name: str, out: Path) -> None:
-    """Refuse a place that is none, lies elsewhere, is taken by the report or a catalog, or of an unknown format."""
+def _checked_place(name: str, pipeline: PipelineConfig) -> Path:
+    """Give a map's place, unless it is none, lies elsewhere, is the report's or a catalog's, or of no known format."""
+    out = pipeline.out / (name + pipeline.format)
     taken = [(pipeline.out / REPORT_FILE).resolve(), pipeline.catalog and pipeline.catalog.resolve()]
-    manifest = OutputPaths.of(out, picture=False).manifest.resolve()
+    manifest = OutputPaths.of(out).manifest.resolve()
     if not name or not manifest.is_relative_to(pipeline.out.resolve()) or manifest in taken:
         raise UsageError(f"a map can't be called '{name}' here", "change the pipeline's key 'name' or 'merge.name'")
     driver_of(out)
+    return out
 
 
 def why_due(plan: Plan) -> str | None:
@@ -362,7 +360,7 @@ def why_due(plan: Plan) -> str | None:
     due = _why_stale(plan.outputs.manifest, scene, "the scene changed", plan.bundle, plan.config)
     due = due or _why_incomplete(plan.outputs.manifest, plan.outputs.all[:-1])
     if due is None and is_remote(plan.info.path):
-        properties = json.loads(plan.outputs.manifest.read_text(encoding="utf-8"))["properties"]
+        properties = read_manifest(plan.outputs.manifest)["properties"]
         # A server may give tomorrow what it did not today; a damaged file on disk stays as it is until it changes.
         return "parts could not be read" if properties.get("landseg:lost_windows") else None
     return due
@@ -444,7 +442,7 @@ def _merge(
     """Make one map of those that are there; a dry run says what would be done."""
     clock = time.monotonic()
     entry = Entry(merge.name, counted(len(jobs), "scene"), "failed", "")
-    outputs = OutputPaths.of(pipeline.out / (merge.name + pipeline.format), picture=pipeline.picture)
+    outputs = OutputPaths.of(_checked_place(merge.name, pipeline), picture=pipeline.picture)
     if any(entries[job.name].status == "due" for job in jobs):
         return replace(entry, status="due", why="its scenes change")
     try:
@@ -462,9 +460,8 @@ def _merge(
         config = config.model_copy(update={"qgis_project": False})
         due = _why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle, config)
         due = due or _why_incomplete(outputs.manifest, outputs.all[:-1])
-        products = tuple(str(path) for path in outputs.all)
         if due is None:
-            return replace(entry, status="current", why="nothing changed", outputs=products)
+            return replace(entry, status="current", why="nothing changed", outputs=outputs.places)
         if missing:
             due += f"; without {', '.join(missing)}"
         if gone:
@@ -494,7 +491,8 @@ def _merge(
                 "landseg:config": config.model_dump(mode="json", exclude={"qgis_project", *UNRECORDED}),
             },
         )
-        return replace(entry, status="mapped", why=due, outputs=products, seconds=round(time.monotonic() - clock, 1))
+        seconds = round(time.monotonic() - clock, 1)
+        return replace(entry, status="mapped", why=due, outputs=outputs.places, seconds=seconds)
     except LandsegError as error:
         return replace(entry, why=str(error))
     except Exception as error:
@@ -524,7 +522,7 @@ def _has_former_map(job: Job, bundle: Bundle, config: RunConfig) -> bool:
 
 def _fingerprint(part: Part) -> dict[str, Any]:
     """Say what a region's map depends on of a part."""
-    manifest = json.loads(part.raster.with_suffix(".json").read_text(encoding="utf-8"))
+    manifest = read_manifest(part.raster.with_suffix(".json"))
     date = None if part.date is None else part.date.isoformat()
     checksum = manifest["assets"]["raster"]["file:checksum"]
     return {"map": part.name, "checksum": checksum, "date": date, "cloud_cover": part.cloud_cover}
@@ -532,8 +530,8 @@ def _fingerprint(part: Part) -> dict[str, Any]:
 
 def _work_off(
     jobs: Sequence[Job], pipeline: PipelineConfig, on_progress: ProgressCallback, sleep: Callable[[float], None]
-) -> Iterator[tuple[Job, Entry]]:
-    """Give each job with what became of it; those whose source can't be reached come again after the others."""
+) -> Iterator[Entry]:
+    """Say what became of each job; those whose source can't be reached come again after the others."""
     waiting = list(jobs)
     for attempt in range(1, pipeline.attempts + 1):
         again = []
@@ -541,7 +539,7 @@ def _work_off(
             entry = _attempt(job, pipeline.run_config(), on_progress, attempt)
             if entry.unreachable:
                 again.append(job)
-            yield job, entry
+            yield entry
         waiting = again
         if not waiting or attempt == pipeline.attempts:
             return
@@ -557,9 +555,8 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
     try:
         plan = build_plan(job.scene.href, job.out, config)
         due = why_due(plan)
-        products = tuple(str(path) for path in plan.outputs.all)
         if due is None:
-            return replace(entry, status="current", why="nothing changed", outputs=products)
+            return replace(entry, status="current", why="nothing changed", outputs=plan.outputs.places)
         _check_polygons(plan.outputs)
         if on_progress is None:
             return replace(entry, status="due", why=due)
@@ -569,7 +566,7 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
         log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
         execute(plan, on_progress)
         seconds = round(time.monotonic() - clock, 1)
-        return replace(entry, status="mapped", why=due, outputs=products, seconds=seconds)
+        return replace(entry, status="mapped", why=due, outputs=plan.outputs.places, seconds=seconds)
     except RunInterruptedError:
         raise
     except LandsegError as error:

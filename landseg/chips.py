@@ -1,9 +1,10 @@
 """Chips: a scene's windows in batches, read ahead by threads and brought to the device while the network works."""
 
-from collections import deque
 from collections.abc import Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from landseg.grid import ChipWindow, Tiling
+from landseg.machine import ahead
 from landseg.scene import SceneReader, ValueRanges
 
 
@@ -73,11 +75,16 @@ class Batch:
     pixels: Tensor
     valid: Tensor
 
+    @property
+    def core_px(self) -> int:
+        """Pixels of the grid that the chips' cores cover."""
+        return sum(int(chip.core.height * chip.core.width) for chip in self.chips)
+
 
 @dataclass(frozen=True)
 class _Chip:
     window: ChipWindow
-    values: NDArray[Any] | None
+    values: NDArray[Any]
     valid: NDArray[np.bool_]
 
 
@@ -112,28 +119,18 @@ def read_batches(
     SceneError
         If a chip can't be read; the error comes to the caller, and reading stops.
     """
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
-    pending: deque[tuple[int, Future[_Chip]]] = deque()
     windows = ((row, window) for row in chip_rows or tiling.whole.chip_rows for window in tiling.chip_row(row))
+
+    def read(place: tuple[int, ChipWindow]) -> tuple[int, _Chip | None]:
+        row, window = place
+        return row, _read_chip(scene, window)
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
     try:
-        group: list[_Chip] = []
-        group_row = 0
-        while True:
-            while len(pending) < 2 * batch + threads and (upcoming := next(windows, None)) is not None:
-                row, window = upcoming
-                pending.append((row, pool.submit(_read_chip, scene, window)))
-            if not pending:
-                break
-            row, future = pending.popleft()
-            chip = future.result()
-            if group and (row != group_row or len(group) == batch):
-                yield _collate(group_row, group)
-                group = []
-            group_row = row
-            if chip.values is not None:
-                group.append(chip)
-        if group:
-            yield _collate(group_row, group)
+        for row, arriving in groupby(ahead(pool, read, windows, 2 * batch + threads), key=itemgetter(0)):
+            chips = (chip for _, chip in arriving if chip is not None)
+            while group := list(islice(chips, batch)):
+                yield _collate(row, group)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -148,18 +145,18 @@ def on_gpu(batches: Iterable[Batch], copying: torch.cuda.Stream) -> Generator[Ba
     copying
         Stream of the GPU, for nothing but these copies.
     """
-    ahead: tuple[Batch, torch.cuda.Event] | None = None
+    former: tuple[Batch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copying):
             pixels, valid = (
                 tensor.pin_memory().to(copying.device, non_blocking=True) for tensor in (batch.pixels, batch.valid)
             )
         copied = copying.record_event()
-        if ahead is not None:
-            yield _arrived(*ahead)
-        ahead = replace(batch, pixels=pixels, valid=valid), copied
-    if ahead is not None:
-        yield _arrived(*ahead)
+        if former is not None:
+            yield _arrived(*former)
+        former = replace(batch, pixels=pixels, valid=valid), copied
+    if former is not None:
+        yield _arrived(*former)
 
 
 def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
@@ -171,10 +168,11 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     return batch
 
 
-def _read_chip(scene: SceneReader, window: ChipWindow) -> _Chip:
+def _read_chip(scene: SceneReader, window: ChipWindow) -> _Chip | None:
+    """Read a chip; None if it has no valid pixel."""
     pixels = scene.read(window.inside)
     if not pixels.valid.any():
-        return _Chip(window, None, pixels.valid)
+        return None
     values, valid = pixels.data, pixels.valid
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
@@ -191,6 +189,6 @@ def _collate(row: int, group: Sequence[_Chip]) -> Batch:
     return Batch(
         chip_row=row,
         chips=tuple(chip.window for chip in group),
-        pixels=torch.from_numpy(np.stack([chip.values for chip in group if chip.values is not None])),
+        pixels=torch.from_numpy(np.stack([chip.values for chip in group])),
         valid=torch.from_numpy(np.stack([chip.valid for chip in group])),
     )

@@ -14,9 +14,9 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -81,22 +81,21 @@ SOFTWARE = _software()
 
 def compute_by_workers(workers: int) -> Compute:
     """Compute strips by some processes on this machine, which share its cores."""
-
-    def compute(job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance) -> Generator[int, None, None]:
-        if indices:
-            with _local_client(workers) as client:
-                yield from _compute(client, job, store, indices, advance, are_ours=True)
-
-    return compute
+    return _compute_by(partial(_local_client, workers), are_ours=True)
 
 
 def compute_by_scheduler(address: str) -> Compute:
     """Compute strips by the workers of the scheduler at an address such as ``tcp://host:8786``."""
+    return _compute_by(partial(_connected, address), are_ours=False)
+
+
+def _compute_by(connect: Callable[[], AbstractContextManager[Client]], *, are_ours: bool) -> Compute:
+    """Compute strips by a cluster that is asked for when there is a strip to compute."""
 
     def compute(job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance) -> Generator[int, None, None]:
         if indices:
-            with _connected(address) as client:
-                yield from _compute(client, job, store, indices, advance, are_ours=False)
+            with connect() as client:
+                yield from _compute(client, job, store, indices, advance, are_ours=are_ours)
 
     return compute
 

@@ -84,17 +84,15 @@ class Grid:
         """
         steps = np.linspace(0, 4, 4 * parts + 1)
         x, y = (np.interp(steps, range(5), side) for side in zip(*self.corners, self.corners[0], strict=True))
-        to_lonlat = Transformer.from_crs(self.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
-        lons, lats = to_lonlat.transform(x, y)
+        lons, lats = self._transformer(LONLAT).transform(x, y)
         return np.unwrap(lons, period=360), lats
 
     @cached_property
     def pixel_size_m(self) -> tuple[float, float]:
         """Height and width of the central pixel in metres on the ellipsoid."""
         row, col = self.shape[0] / 2, self.shape[1] / 2
-        to_lonlat = Transformer.from_crs(self.crs.to_wkt(), LONLAT.to_wkt(), always_xy=True)
         xys = [self.transform @ p for p in ((col, row - 0.5), (col, row + 0.5), (col - 0.5, row), (col + 0.5, row))]
-        lons, lats = to_lonlat.transform([x for x, _ in xys], [y for _, y in xys])
+        lons, lats = self._transformer(LONLAT).transform([x for x, _ in xys], [y for _, y in xys])
         _, _, metres = WGS84.inv(lons[0::2], lats[0::2], lons[1::2], lats[1::2])
         return float(metres[0]), float(metres[1])
 
@@ -115,9 +113,12 @@ class Grid:
         """(left, bottom, right, top) in another CRS, around all of the grid."""
         if self.crs == crs:
             return self.bounds
-        to_other = Transformer.from_crs(self.crs.to_wkt(), crs.to_wkt(), always_xy=True)
-        left, bottom, right, top = to_other.transform_bounds(*self.bounds)
+        left, bottom, right, top = self._transformer(crs).transform_bounds(*self.bounds)
         return left, bottom, right, top
+
+    def _transformer(self, crs: CRS) -> Transformer:
+        """Make what turns its coordinates, xy, into another CRS's."""
+        return Transformer.from_crs(self.crs.to_wkt(), crs.to_wkt(), always_xy=True)
 
     def window_of(self, other: "Grid") -> Window:
         """Give the pixels that another grid may touch, whose ground lies within this one's; this one has north up."""
@@ -277,7 +278,7 @@ class Tiling:
     @property
     def chip_count(self) -> int:
         """Chips in all."""
-        return len(self._row_spans) * len(self._col_spans)
+        return math.prod(self.chip_counts)
 
     def chip_row(self, index: int) -> Iterator[ChipWindow]:
         """Give the chips of one row, from left to right."""
@@ -322,8 +323,9 @@ class Tiling:
 
         Law: over all rows of chips, they cover every row exactly once, in order.
         """
-        start, (_, last) = self._row_spans[chip_row].kept[0], self._row_spans[-1].kept
-        return start, last if chip_row + 1 == len(self._row_spans) else self._row_spans[chip_row + 1].kept[0]
+        spans = self._row_spans
+        stop = spans[-1].kept[1] if chip_row + 1 == len(spans) else spans[chip_row + 1].kept[0]
+        return spans[chip_row].kept[0], stop
 
 
 def cells(window: Window, side: int) -> Iterator[tuple[tuple[int, int], Window]]:

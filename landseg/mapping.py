@@ -152,10 +152,13 @@ class StripStore:
     def finished(self) -> set[int]:
         """Find the strips that are there and undamaged, and remove whatever else is in the folder."""
         indices = {self._path(index): index for index in range(len(self.job.strips))}
-        found = {path: path in indices and self._is_usable(path) for path in self.folder.iterdir()}
-        for path in (path for path, usable in found.items() if not usable):
-            path.unlink()
-        return {indices[path] for path, usable in found.items() if usable}
+        finished = set()
+        for path in list(self.folder.iterdir()):
+            if path in indices and self._is_usable(path):
+                finished.add(indices[path])
+            else:
+                path.unlink()
+        return finished
 
     def _is_usable(self, path: Path) -> bool:
         try:
@@ -299,9 +302,8 @@ class Mapper:
                     parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), batch.chip_row)]
                     for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
                         mosaic.add(chip, chip_probabilities, valid)
-                    pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
-                    advance(pixels, len(batch.chips))
-                    left -= pixels
+                    advance(batch.core_px, len(batch.chips))
+                    left -= batch.core_px
             parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]
             store.save(index, Part.concatenate(parts), scene.lost if isinstance(scene, SalvagedScene) else set())
         advance(left, 0)

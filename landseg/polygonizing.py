@@ -9,7 +9,6 @@ from landseg.errors import InputError, UsageError
 from landseg.legend import LandClass, Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import Drafts, check_space, check_writable
-from landseg.outputs.raster import declared_nodata
 from landseg.outputs.vector import check_format, companions, draw_layer
 from landseg.polygons.classes import ClassRaster, read_class_raster
 from landseg.polygons.merge import Merging
@@ -127,8 +126,7 @@ def _own_legend(source: ClassRaster) -> Legend:
 
     Classes that are named and don't occur are listed too, as `landseg run` lists them.
     """
-    nodata = declared_nodata(source.path)
-    values = sorted({*source.values, *(value for value in source.names if value != nodata)})
+    values = sorted({*source.values, *source.names})
     names = [source.names.get(value, str(value)).strip() or str(value) for value in values]
     return Legend(
         tuple(

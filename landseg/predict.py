@@ -194,13 +194,16 @@ class Predictor:
 
 def _turn(x: Tensor, view: int) -> Tensor:
     """Show (N, C, S, S) as one of 8 views: bits 0 and 1 mirror columns and rows, bit 2 then exchanges the two."""
-    x = x.flip([axis for bit, axis in ((1, -1), (2, -2)) if view & bit])
+    x = _mirror(x, view)
     return (x.mT if view & 4 else x).contiguous(memory_format=torch.channels_last)
 
 
 def _turn_back(x: Tensor, view: int) -> Tensor:
     """Undo `_turn`."""
-    x = x.mT if view & 4 else x
+    return _mirror(x.mT if view & 4 else x, view)
+
+
+def _mirror(x: Tensor, view: int) -> Tensor:
     return x.flip([axis for bit, axis in ((1, -1), (2, -2)) if view & bit])
 
 

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -29,7 +29,6 @@ from landseg.config import RunConfig
 from landseg.errors import (
     EmptySceneError,
     MemoryLimitError,
-    OutputExistsError,
     RunInterruptedError,
     SceneError,
     UsageError,
@@ -52,14 +51,15 @@ from landseg.mapping import (
 from landseg.model.bundle import Bundle, read_bundle
 from landseg.mosaic import Mosaic, Rows, Sums
 from landseg.outputs import ClassArea
-from landseg.outputs.drafts import Drafts, check_space, check_writable, writing
+from landseg.outputs.drafts import Drafts, check_space, writing
 from landseg.outputs.imagery import Imagery
-from landseg.outputs.manifest import listed_files, write_manifest
+from landseg.outputs.manifest import write_manifest
+from landseg.outputs.paths import OutputPaths, check_places
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
 from landseg.outputs.storage import StorageFolder
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import check_format, companions, draw_layer, layer_products
+from landseg.outputs.vector import check_format, draw_layer
 from landseg.polygonizing import check_minima, merging_of
 from landseg.polygons.strips import projected_bytes, threads_within
 from landseg.predict import choose_device, choose_precision
@@ -82,75 +82,6 @@ BASE_BYTES = 820 * 2**20
 
 UNRECORDED = {"overwrite", "max_memory", "workers", "scheduler", "work_folder"}
 """Options that a manifest leaves out: how a map was made, and not what of."""
-
-
-@dataclass(frozen=True)
-class OutputPaths:
-    """Where a run's products are; those for object storage, where they would be if they stayed in the work folder.
-
-    Parameters
-    ----------
-    polygons
-        The layer, in the format of its suffix: see `landseg.outputs.vector.DRIVERS`.
-    raster
-        Cloud-optimised GeoTIFF; its sidecar is ``<raster>.aux.xml``, and a QGIS style of the same stem is beside it.
-    manifest
-        STAC Item.
-    picture
-        PNG, or None if none was asked for.
-    project
-        QGIS project, or None if none was asked for.
-    storage
-        Where the products are uploaded to, or None if they stay on this machine.
-    """
-
-    polygons: Path
-    raster: Path
-    manifest: Path
-    picture: Path | None
-    project: Path | None
-    storage: StorageFolder | None = None
-
-    @classmethod
-    def of(
-        cls, out: Path, *, picture: bool = False, project: bool = False, storage: StorageFolder | None = None
-    ) -> "OutputPaths":
-        """Derive all paths from the main product's."""
-        return cls(
-            polygons=out,
-            raster=out.with_suffix(".tif"),
-            manifest=out.with_suffix(".json"),
-            picture=out.with_suffix(".png") if picture else None,
-            project=out.with_suffix(".qgz") if project else None,
-            storage=storage,
-        )
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder on this machine where all of them end up, if any."""
-        return self.polygons.parent if self.storage is None else None
-
-    @property
-    def sidecar(self) -> Path:
-        """The raster's class names, in the form that GDAL reads."""
-        return self.raster.with_name(self.raster.name + ".aux.xml")
-
-    @property
-    def style(self) -> Path:
-        """The style that QGIS applies to raster and polygons by itself, since it has their name."""
-        return self.raster.with_suffix(".qml")
-
-    @property
-    def all(self) -> tuple[Path, ...]:
-        """Every product, in the order of their appearance: the manifest, which vouches for the others, last."""
-        optional = [path for path in (self.picture, self.project) if path is not None]
-        beside = (*optional, *companions(self.polygons))
-        return (self.sidecar, self.style, self.raster, *beside, self.polygons, self.manifest)
-
-    @property
-    def places(self) -> tuple[str, ...]:
-        """Path or URL of every product, in the same order."""
-        return tuple(str(path) if self.storage is None else f"{self.storage.url}/{path.name}" for path in self.all)
 
 
 @dataclass(frozen=True)
@@ -237,6 +168,11 @@ class Plan:
     def _polygons_bytes(self) -> int:
         return projected_bytes(self.grid.shape[1], self.threads)
 
+    @property
+    def precision(self) -> str:
+        """The type to compute in, by torch's name for it."""
+        return str(self.dtype).removeprefix("torch.")
+
     @cached_property
     def strips(self) -> tuple[Strip, ...]:
         """The units of work, from top to bottom; the last is the highest."""
@@ -257,7 +193,8 @@ class Plan:
         """Changes when the scene's file does: of its path, however it is spelt, its grid and its stamp."""
         local = Path(self.info.path)
         place = str(local.resolve()) if local.exists() else self.info.shown
-        return _digest([place, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp])
+        known = [place, self.info.grid.shape, tuple(self.info.grid.transform), self.info.stamp]
+        return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
     def summary(self) -> dict[str, Any]:
         """Tell the plan in plain values, for people and ``--json``."""
@@ -280,7 +217,7 @@ class Plan:
                 "batch": self.batch,
             },
             "device": str(self.device),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "memory_bytes": self.memory_bytes,
             "budget_bytes": self.budget_bytes,
             "disk_bytes": self.disk_bytes,
@@ -469,59 +406,6 @@ def check(plan: Plan) -> None:
     check_space(outputs.polygons.parent, plan.disk_bytes)
 
 
-def check_places(outputs: OutputPaths, scenes: Iterable[str], *, overwrite: bool) -> None:
-    """Refuse places that can't be written to, are scenes, or hold what may not be replaced.
-
-    Raises
-    ------
-    UsageError
-        If the output folder is missing, a product exists and overwriting was not asked for, or something else is in its
-        place.
-    DiskError
-        If the output folder can't be written to.
-    """
-    check_writable(outputs.polygons, outputs.all, overwrite=True)
-    existing = [product for product in outputs.all if product.exists()]
-    for scene in scenes:
-        taken = [product for product in existing if Path(scene).exists() and product.samefile(scene)]
-        if scene in outputs.places or taken:
-            place = scene if scene in outputs.places else taken[0]
-            raise UsageError(f"the output {place} is a scene to be mapped", "choose another place for it")
-    _check_existing(outputs, overwrite=overwrite)
-
-
-def _check_existing(outputs: OutputPaths, *, overwrite: bool) -> None:
-    """Refuse to replace what is there unless that was asked for, and always what is no part of an earlier map.
-
-    Overwriting was asked for by the name of the polygons alone. A run that was killed has left its folder, and perhaps
-    some products without their manifest.
-    """
-    storage, manifest = outputs.storage, outputs.manifest
-    if storage is None:
-        existing = {path.name for path in outputs.all if path.exists()}
-    else:
-        existing = storage.existing([path.name for path in outputs.all])
-    places = {path.name: place for path, place in zip(outputs.all, outputs.places, strict=True)}
-    # The one that was asked for by name comes first.
-    for name in (outputs.polygons.name, *places):
-        if name in existing and not overwrite:
-            raise OutputExistsError(
-                f"{places[name]} exists already", "replace it with --overwrite, or choose another --out"
-            )
-    if not existing or Drafts(outputs.polygons).folder.is_dir():
-        return
-    own = {path.name for path in (outputs.polygons, *companions(outputs.polygons))}
-    if manifest.name in existing:
-        text = storage.read_text(manifest.name) if storage else manifest.read_text(encoding="utf-8", errors="replace")
-        if listed := listed_files(text):
-            own |= {manifest.name, *listed}
-    for name in places:
-        if name in existing - own:
-            raise OutputExistsError(
-                f"{places[name]} exists and is no part of an earlier map", "move it away, or choose another --out"
-            )
-
-
 def projected_seconds(plan: Plan) -> float:
     """Time one batch of noise, after a warm-up, and scale it to the plan's chips; polygons aside."""
     predictor = _mapper(plan).predict
@@ -600,22 +484,12 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
                 legend=legend,
                 folder=outputs.folder,
             )
-        products = {
-            **layer_products(outputs.polygons),
-            "raster": outputs.raster,
-            "raster-classes": outputs.sidecar,
-            "style": outputs.style,
-        }
-        if outputs.picture is not None:
-            products["picture"] = outputs.picture
-        if outputs.project is not None:
-            products["qgis-project"] = outputs.project
         manifest = write_manifest(
             drafts.path(outputs.manifest),
             grid=plan.grid,
             legend=legend,
             areas=areas,
-            products={key: drafts.path(product) for key, product in products.items()},
+            products={key: drafts.path(product) for key, product in outputs.assets.items()},
             title=f"Land use of {Path(plan.info.shown).stem}",
             sources=[from_folder(plan.info.shown, outputs.folder)],
             versions=versions(),
@@ -666,13 +540,16 @@ def _mapper(plan: Plan) -> Mapper:
 
 def _computing(config: RunConfig) -> Compute:
     """Choose who computes strips."""
-    if config.workers is None and config.scheduler is None:
-        return compute_here
-    from landseg import cluster  # dask is slow to import
-
+    # dask is slow to import
     if config.scheduler is not None:
-        return cluster.compute_by_scheduler(config.scheduler)
-    return cluster.compute_by_workers(config.workers or 1)
+        from landseg.cluster import compute_by_scheduler
+
+        return compute_by_scheduler(config.scheduler)
+    if config.workers is not None:
+        from landseg.cluster import compute_by_workers
+
+        return compute_by_workers(config.workers)
+    return compute_here
 
 
 def _write_labels(
@@ -725,8 +602,7 @@ def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) ->
     with mapper.open_scene() as scene:
         for batch, probabilities in mapper.answers(scene, plan.tiling.whole):
             yield batch, probabilities
-            pixels = sum(int(chip.core.height * chip.core.width) for chip in batch.chips)
-            progress = replace(progress, done=progress.done + pixels, chips=progress.chips + len(batch.chips))
+            progress = replace(progress, done=progress.done + batch.core_px, chips=progress.chips + len(batch.chips))
             on_progress(progress)
     on_progress(replace(progress, done=plan.grid.size))
 
@@ -767,7 +643,6 @@ def model_record(bundle: Bundle) -> dict[str, Any]:
 
 
 def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequence[Sequence[int]]) -> dict[str, Any]:
-    config = plan.config.model_dump(mode="json", exclude=UNRECORDED)
     return {
         "landseg:scene": {
             "href": plan.info.shown,
@@ -778,13 +653,9 @@ def _provenance(plan: Plan, ranges: ValueRanges, valid_pixels: int, lost: Sequen
             "resampled": plan.grid != plan.info.grid,
         },
         "landseg:model": model_record(plan.bundle),
-        "landseg:config": config,
+        "landseg:config": plan.config.model_dump(mode="json", exclude=UNRECORDED),
         "landseg:device": str(plan.device),
-        "landseg:precision": str(plan.dtype).removeprefix("torch."),
+        "landseg:precision": plan.precision,
         "landseg:valid_pixels": valid_pixels,
         "landseg:lost_windows": [list(window) for window in lost],
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -300,6 +300,8 @@ def find_bundle(model: str) -> Path:
     ------
     UsageError
         If there is no such model.
+    BundleError
+        If it is a folder without a card, or one whose replacement was cut off.
     """
     for folder in (SHIPPED / model, Path(model)):
         if (folder / CARD_FILE).is_file():

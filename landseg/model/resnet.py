@@ -214,8 +214,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for module in self.modules():
-            if isinstance(module, BasicBlock):
+            elif isinstance(module, BasicBlock):
                 nn.init.zeros_(module.bn2.weight)
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)

@@ -30,8 +30,8 @@ SQLITE_HEADER_BYTES = 100
 CONTENT = "landseg:content_checksum"
 """Field of a GeoPackage's asset: the checksum of what follows that header."""
 
-# Into which a side is divided: small enough for its longitudes to be followed around the Earth.
 _PARTS = 16
+"""Of each side of a footprint: short enough for its longitudes to be followed around the Earth."""
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".gpkg": pystac.MediaType.GEOPACKAGE,

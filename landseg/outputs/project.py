@@ -18,7 +18,7 @@ from landseg.hrefs import from_folder
 from landseg.legend import Legend
 from landseg.outputs.drafts import writing
 from landseg.outputs.geopackage import CLASS_AREAS
-from landseg.outputs.imagery import Imagery
+from landseg.outputs.imagery import COLOURS, Imagery
 from landseg.outputs.style import add_polygon_style, add_raster_style, add_table_style
 from landseg.outputs.vector import LAYER, driver_of
 from landseg.scene import SceneInfo
@@ -163,12 +163,12 @@ def _ellipsoid_code(crs: CRS) -> str | None:
 def _add_colours(layer: ET.Element, imagery: Imagery) -> None:
     """Show red, green and blue, stretched as for the network."""
     names = imagery.info.band_names
-    attributes = {f"{c}Band": str(band) for c, band in zip(("red", "green", "blue"), imagery.bands, strict=True)}
+    attributes = {f"{c}Band": str(band) for c, band in zip(COLOURS, imagery.bands, strict=True)}
     attributes["alphaBand"] = str(names.index("alpha") + 1 if "alpha" in names else -1)
     renderer = ET.SubElement(
         ET.SubElement(layer, "pipe"), "rasterrenderer", attributes, type="multibandcolor", opacity="1", nodataColor=""
     )
-    for colour, (low, high) in zip(("red", "green", "blue"), imagery.ranges, strict=True):
+    for colour, (low, high) in zip(COLOURS, imagery.ranges, strict=True):
         stretch = ET.SubElement(renderer, f"{colour}ContrastEnhancement")
         ET.SubElement(stretch, "minValue").text = str(low)
         ET.SubElement(stretch, "maxValue").text = str(high)

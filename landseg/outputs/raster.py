@@ -147,13 +147,6 @@ def read_labels(path: Path, grid: Grid, longest_px: int) -> tuple[NDArray[np.uin
     return labels, small
 
 
-def declared_nodata(path: Path) -> float | None:
-    """Give the value of a raster's first band that stands for no data, if it declares one."""
-    with rasterio.open(path) as file:
-        nodata: float | None = file.nodatavals[0]
-    return nodata
-
-
 @contextmanager
 def _writing(path: Path) -> Iterator[None]:
     """Turn GDAL's and the operating system's refusals to write into `DiskError`."""

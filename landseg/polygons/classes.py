@@ -34,7 +34,7 @@ class ClassRaster:
     values
         The classes that occur, ascending.
     names, colours
-        What it calls some values, and their ``#rrggbb``.
+        What it calls some values, nodata not among them, and their ``#rrggbb``.
     confidence_band
         Band that holds uint8 percent, if there is one.
     """
@@ -96,7 +96,7 @@ def read_class_raster(path: Path, assume_crs: str | None = None) -> ClassRaster:
         path,
         grid,
         tuple(int(value) for value in found),
-        _category_names(path),
+        {value: name for value, name in _category_names(path).items() if value in found or value != nodata},
         {value: "#{:02x}{:02x}{:02x}".format(*rgba[:3]) for value, rgba in palette.items()},
         2 if (described or "").startswith(CONFIDENCE) else None,
     )

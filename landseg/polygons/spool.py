@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -59,9 +58,10 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with ExitStack() as stack:
-            stack.callback(self._path.unlink, missing_ok=True)
+        try:
             self._file.close()
+        finally:
+            self._path.unlink(missing_ok=True)
 
     def write(self, rings: Rings) -> None:
         """Append the records of faces; in any thread.

@@ -38,18 +38,25 @@ class LandsegAlgorithm(QgsProcessingAlgorithm):
         """Make another one."""
         return type(self)()
 
+    def text_arguments(self, parameters, context, options):
+        """Give landseg options that have a text: those chosen among ``options``, parameter -> option."""
+        chosen = {option: self.parameterAsString(parameters, name, context) for name, option in options.items()}
+        return [part for option, text in chosen.items() if text for part in (option, text)]
+
+    def tidiness_arguments(self, parameters, context):
+        """Give minimum area and tolerance to landseg, if they were chosen."""
+        arguments = []
+        for name, option, unit in (("MIN_AREA", "--min-area", "m2"), ("SIMPLIFY", "--simplify", "m")):
+            if parameters.get(name) is not None:
+                arguments += [option, f"{self.parameterAsDouble(parameters, name, context)}{unit}"]
+        return arguments
+
 
 def model_parameter():
     """Ask for a model."""
     return QgsProcessingParameterString(
         "MODEL", "Model: a name, or a folder (where empty, the shipped one)", optional=True
     )
-
-
-def model_arguments(algorithm, parameters, context):
-    """Name the model for landseg, if one was chosen."""
-    model = algorithm.parameterAsString(parameters, "MODEL", context)
-    return ["--model", model] if model else []
 
 
 def tidiness_parameters():
@@ -62,15 +69,6 @@ def tidiness_parameters():
             ("SIMPLIFY", "Straighten borders by at most (m; where not set, not at all)"),
         )
     ]
-
-
-def tidiness_arguments(algorithm, parameters, context):
-    """Give minimum area and tolerance to landseg, if they were chosen."""
-    arguments = []
-    for name, option, unit in (("MIN_AREA", "--min-area", "m2"), ("SIMPLIFY", "--simplify", "m")):
-        if parameters.get(name) is not None:
-            arguments += [option, f"{algorithm.parameterAsDouble(parameters, name, context)}{unit}"]
-    return arguments
 
 
 def file_of(layer):

@@ -125,4 +125,4 @@ def _progress(line):
     mapped = MAPPED.search(line)
     if mapped:
         return MAPPING_PERCENT * int(mapped[1]) / 100
-    return FOLLOWING.get(line.replace("landseg: ", "", 1))
+    return FOLLOWING.get(line.removeprefix("landseg: "))

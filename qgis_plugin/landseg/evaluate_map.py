@@ -13,7 +13,7 @@ from qgis.core import (
     QgsVectorLayer,
 )
 
-from .algorithm import LandsegAlgorithm, file_of, layer_arguments, model_arguments, model_parameter
+from .algorithm import LandsegAlgorithm, file_of, layer_arguments, model_parameter
 from .command import run_landseg
 
 
@@ -59,13 +59,8 @@ class EvaluateMap(LandsegAlgorithm):
         scene = self.parameterAsRasterLayer(parameters, "SCENE", context)
         labels = self.parameterAsLayer(parameters, "LABELS", context)
         arguments = ["evaluate", "--scene", file_of(scene), "--labels", file_of(labels), "--json"]
-        arguments += model_arguments(self, parameters, context)
-        values = self.parameterAsString(parameters, "LABEL_VALUES", context)
-        if values:
-            arguments += ["--label-values", values]
-        ignored = self.parameterAsString(parameters, "IGNORED_VALUES", context)
-        if ignored:
-            arguments += ["--ignored-values", ignored]
+        texts = {"MODEL": "--model", "LABEL_VALUES": "--label-values", "IGNORED_VALUES": "--ignored-values"}
+        arguments += self.text_arguments(parameters, context, texts)
         if isinstance(labels, QgsVectorLayer):
             arguments += ["--class-column", self.parameterAsString(parameters, "CLASS_COLUMN", context)]
             arguments += layer_arguments(labels)

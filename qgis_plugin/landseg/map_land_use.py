@@ -12,14 +12,7 @@ from qgis.core import (
     QgsProcessingParameterVectorDestination,
 )
 
-from .algorithm import (
-    LandsegAlgorithm,
-    file_of,
-    model_arguments,
-    model_parameter,
-    tidiness_arguments,
-    tidiness_parameters,
-)
+from .algorithm import LandsegAlgorithm, file_of, model_parameter, tidiness_parameters
 from .command import run_landseg
 
 
@@ -57,11 +50,11 @@ class MapLandUse(LandsegAlgorithm):
         scene = self.parameterAsRasterLayer(parameters, "SCENE", context)
         polygons = self.parameterAsOutputLayer(parameters, "OUTPUT", context)
         arguments = ["run", file_of(scene), "--out", polygons, "--overwrite"]
-        arguments += model_arguments(self, parameters, context)
+        arguments += self.text_arguments(parameters, context, {"MODEL": "--model"})
         config = self.parameterAsFile(parameters, "CONFIG", context)
         if config:
             arguments += ["--config", config]
-        arguments += tidiness_arguments(self, parameters, context)
+        arguments += self.tidiness_arguments(parameters, context)
         run_landseg(arguments, feedback)
 
         labels = str(Path(polygons).with_suffix(".tif"))

@@ -6,7 +6,7 @@ from qgis.core import (
     QgsProcessingParameterVectorDestination,
 )
 
-from .algorithm import LandsegAlgorithm, file_of, tidiness_arguments, tidiness_parameters
+from .algorithm import LandsegAlgorithm, file_of, tidiness_parameters
 from .command import run_landseg
 
 
@@ -34,6 +34,6 @@ class PolygonizeClasses(LandsegAlgorithm):
         """Draw the polygons."""
         labels = file_of(self.parameterAsRasterLayer(parameters, "LABELS", context))
         polygons = self.parameterAsOutputLayer(parameters, "OUTPUT", context)
-        tidiness = tidiness_arguments(self, parameters, context)
+        tidiness = self.tidiness_arguments(parameters, context)
         run_landseg(["polygonize", labels, "--out", polygons, "--overwrite", *tidiness], feedback)
         return {"OUTPUT": polygons}

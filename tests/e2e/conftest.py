@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from landseg.run import OutputPaths
+from landseg.outputs.paths import OutputPaths
 from tests.conftest import DEMO_SCENE
 
 

@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from rio_cogeo import cog_validate
 
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
-from landseg.run import OutputPaths
+from landseg.outputs.paths import OutputPaths
 from landseg.train.evaluate import evaluate_map
 from landseg.train.material import label_codes
 from tests.conftest import DEMO_LABELS, DEMO_SCENE, UTM40

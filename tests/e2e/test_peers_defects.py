@@ -19,7 +19,8 @@ from landseg.chips import Normalisation, read_batches
 from landseg.config import RunConfig
 from landseg.grid import Tiling
 from landseg.legend import Legend
-from landseg.run import OutputPaths, build_plan, execute
+from landseg.outputs.paths import OutputPaths
+from landseg.run import build_plan, execute
 from landseg.scene import RasterScene, describe_scene, value_ranges
 from tests.conftest import Landseg, SceneMaker
 
@@ -32,7 +33,7 @@ def make_map(landseg: Landseg, small_bundle: Path, tmp_path: Path) -> Map:
         out = tmp_path / "map.gpkg"
         outcome = landseg("run", scene, "--out", out, "--model", small_bundle, "--overwrite", "--quiet", *options)
         assert outcome.code == 0, outcome.err
-        return OutputPaths.of(out, picture=False)
+        return OutputPaths.of(out)
 
     return run
 

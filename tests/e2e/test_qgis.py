@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from landseg.legend import Legend
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
 from landseg.outputs.manifest import is_as_listed, listed_files
+from landseg.outputs.paths import OutputPaths
 from landseg.outputs.style import SLD
-from landseg.run import OutputPaths
 from tests.conftest import Landseg
 from tests.e2e.real_qgis import PYTHON, in_qgis, look, needs_qgis
 

@@ -20,7 +20,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from landseg.legend import Legend
 from landseg.model.bundle import DEFAULT_MODEL, read_bundle
-from landseg.run import OutputPaths
+from landseg.outputs.paths import OutputPaths
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")

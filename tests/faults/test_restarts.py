@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
 from landseg.mapping import Mapper
-from landseg.run import OutputPaths, Plan, build_plan, execute, map_job
+from landseg.outputs.paths import OutputPaths
+from landseg.run import Plan, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker, write_vrt
 
 Start = Callable[[], BaseProcess]
@@ -84,7 +85,7 @@ def test_five_kills_at_random_moments(
         process.kill()
         process.join()
     run(*arguments)
-    assert_same(OutputPaths.of(out, picture=False), undisturbed)
+    assert_same(OutputPaths.of(out), undisturbed)
 
 
 def test_finished_strips_are_not_computed_again(
@@ -270,4 +271,4 @@ def test_a_signal_stops_the_command_at_the_next_strip(
 
     outcome = landseg(*options)
     assert outcome.code == 0
-    assert_same(OutputPaths.of(out, picture=False), undisturbed)
+    assert_same(OutputPaths.of(out), undisturbed)

@@ -92,5 +92,5 @@ def test_reading_stops_when_the_caller_does() -> None:
     before = threading.active_count()
     batches = read_batches(scene(40, 40), Tiling((40, 40), 10, 0), batch=2)
     next(batches)
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert threading.active_count() == before

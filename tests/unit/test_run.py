@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -20,7 +21,6 @@ from landseg.mapping import Progress
 from landseg.mosaic import Mosaic
 from landseg.run import (
     BASE_BYTES,
-    OutputPaths,
     Plan,
     build_plan,
     check,
@@ -34,21 +34,6 @@ from tests.conftest import SceneMaker
 @pytest.fixture
 def plan(make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path) -> Plan:
     return build_plan(str(make_scene(city)), tmp_path / "map.gpkg", RunConfig(model=str(small_bundle), device="cpu"))
-
-
-def test_outputs_are_named_after_the_main_one() -> None:
-    outputs = OutputPaths.of(Path("a/b.c.gpkg"), picture=True, project=True)
-    assert [str(path) for path in outputs.all] == [
-        "a/b.c.tif.aux.xml",
-        "a/b.c.qml",
-        "a/b.c.tif",
-        "a/b.c.png",
-        "a/b.c.qgz",
-        "a/b.c.gpkg",
-        "a/b.c.json",
-    ]
-    bare = OutputPaths.of(Path("b.gpkg"))
-    assert (bare.picture, bare.project) == (None, None)
 
 
 def test_a_plan_decides_everything(plan: Plan) -> None:
@@ -105,7 +90,7 @@ def test_a_full_disk_is_refused_before_anything_is_read(plan: Plan, monkeypatch:
         check(plan)
 
 
-def test_only_geopackages_are_written(plan: Plan, tmp_path: Path) -> None:
+def test_a_file_of_no_known_format_is_refused(plan: Plan, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="gpkg"):
         build_plan(plan.info.path, tmp_path / "map.kml", plan.config)
 
@@ -133,8 +118,6 @@ def test_the_manifest_is_a_stac_item_that_says_how_the_map_was_made(plan: Plan) 
     for asset in item.assets.values():
         path = result.outputs.manifest.parent / asset.href
         assert path.stat().st_size == asset.extra_fields["file:size"]
-        import hashlib
-
         assert asset.extra_fields["file:checksum"] == "1220" + hashlib.sha256(path.read_bytes()).hexdigest()
     assert item.bbox is not None
     lon, lat = 55.4025, 25.1634

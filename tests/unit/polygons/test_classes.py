@@ -52,12 +52,12 @@ def test_what_a_mask_of_the_band_hides_is_no_class(make_scene: SceneMaker, tmp_p
 
 
 def test_names_and_colours_are_the_rasters_own(make_scene: SceneMaker) -> None:
-    path = make_scene(np.array([[[1, 2]]], np.uint8), colours=None, photometric="palette")
+    path = make_scene(np.array([[[1, 2]]], np.uint8), colours=None, photometric="palette", nodata=0)
     with rasterio.open(path, "r+") as file:
         file.write_colormap(1, {1: (10, 20, 30, 255), 2: (40, 50, 60, 255)})
     path.with_name(path.name + ".aux.xml").write_text(
         "<PAMDataset><PAMRasterBand band='1'><CategoryNames>"
-        "<Category></Category><Category>park</Category><Category>water</Category>"
+        "<Category>nodata</Category><Category>park</Category><Category>water</Category><Category></Category>"
         "</CategoryNames></PAMRasterBand></PAMDataset>"
     )
     source = read_class_raster(path)
