@@ -17,6 +17,7 @@ from landseg.errors import (
     BatchError,
     CatalogError,
     LandsegError,
+    MemoryLimitError,
     OutputExistsError,
     RunInterruptedError,
     SceneError,
@@ -689,6 +690,16 @@ def main() -> None:
         app(arguments)
     except LandsegError as error:
         _fail(error, debug)
+    except MemoryError as error:
+        _fail(MemoryLimitError(f"main memory does not suffice: {error or 'no more is to be had'}"), debug)
+    except Exception as error:
+        if debug:
+            raise
+        what = f"internal error: {type(error).__name__}: {error}"
+        _fail(
+            LandsegError(what, "an input that is not what it seems, or a fault of landseg's: --debug shows where"),
+            debug,
+        )
     except SystemExit as leaving:
         if leaving.code == RunInterruptedError.exit_code:
             _fail(RunInterruptedError("stopped; nothing was written"), debug)

@@ -45,6 +45,15 @@ _REPLACED = {"label_values", "class_weights", "min_area_of_class"}
 _NULL = "tag:yaml.org,2002:null"
 _MERGE = "tag:yaml.org,2002:merge"
 
+MOST_CHARACTERS = 2**24
+"""Of a configuration file."""
+
+MOST_NODES = 10**6
+"""Keys, values and lists of a file; what an alias repeats counts each time, since aliases of aliases multiply."""
+
+# What no path can hold, or is no text at all.
+_NO_TEXT = re.compile(r"[\0\ud800-\udfff]")
+
 _MEASURE = re.compile(r"\s*([0-9]*\.?[0-9]+(?:e[0-9]+)?)\s*([a-z0-9²]*)\s*", re.IGNORECASE)
 _SQUARE_METRES = {"": 1.0, "m2": 1.0, "m²": 1.0, "a": 100.0, "ha": 1e4, "km2": 1e6, "km²": 1e6}
 _BYTES = {"": 1.0} | {
@@ -89,13 +98,13 @@ def _at_home(path: str) -> str:
 ON_DISK = BeforeValidator(_local)
 """Marks a place that can't be on object storage."""
 
-Area = Annotated[float, _measured(_SQUARE_METRES), Field(ge=0)]
+Area = Annotated[float, _measured(_SQUARE_METRES), Field(ge=0, allow_inf_nan=False)]
 """Square metres, or text such as 50m2 or 0.25ha."""
 
-Length = Annotated[float, _measured(_METRES), Field(ge=0)]
+Length = Annotated[float, _measured(_METRES), Field(ge=0, allow_inf_nan=False)]
 """Metres, or text such as 1.5m."""
 
-Size = Annotated[float, _measured(_BYTES), Field(gt=0)]
+Size = Annotated[float, _measured(_BYTES), Field(gt=0, allow_inf_nan=False)]
 """Bytes, or text such as 2GB or 512MiB."""
 
 NAME_PARTS = ("scene", "folder", "collection", "date", "model")
@@ -615,12 +624,17 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
     ConfigError
         If the file is missing, not YAML, or has an unknown or ill-typed key.
     """
-    root = _composed(path)
-    _check_twice(root)
     try:
+        root = _composed(path)
+        _check_nodes(root)
         data = None if root is None else SafeConstructor().construct_document(root)
     except yaml.MarkedYAMLError as error:
         raise _not_yaml(error, path) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply") from error
+    except (ValueError, LookupError, AttributeError) as error:
+        # Of a value that looks like a date and is none, or is not of the type that its tag names.
+        raise ConfigError(f"{path} holds a value that can't be read: {error}", "put it in quotes") from error
     if data is None:
         data = {}
     if not isinstance(data, dict):
@@ -634,7 +648,11 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
 def _composed(path: Path, extending: tuple[Path, ...] = ()) -> yaml.Node | None:
     """Read the nodes of a file and of those that it extends; each knows the file and line that it comes from."""
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        if len(text) > MOST_CHARACTERS:
+            raise ConfigError(f"{path} is too large for a configuration", "is it the right file?")
+        loader = yaml.SafeLoader(text)
         loader.name = str(path)
         root: yaml.Node | None = loader.get_single_node()
     except (OSError, UnicodeDecodeError) as error:
@@ -656,25 +674,38 @@ def _composed(path: Path, extending: tuple[Path, ...] = ()) -> yaml.Node | None:
     return _put_over(below, yaml.MappingNode(root.tag, [one for one in root.value if one is not named]))
 
 
-def _check_twice(node: yaml.Node | None, within: tuple[yaml.Node, ...] = ()) -> None:
-    """Refuse a key that a mapping has twice: YAML would have the last win."""
-    if node is None or any(node is one for one in within):
-        return
-    within = (*within, node)
-    if isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _check_twice(value, within)
-    elif isinstance(node, yaml.MappingNode):
-        marks: dict[tuple[str, str], yaml.Mark] = {}
-        for key, value in node.value:
-            # 1 and "1" are two.
-            name = (key.tag, str(key.value))
-            if name in marks and key.tag != _MERGE:
-                raise ConfigError(
-                    f"{_place(key.start_mark)}: '{key.value}' is there twice, first in line {marks[name].line + 1}"
-                )
-            marks[name] = key.start_mark
-            _check_twice(value, within)
+def _check_nodes(root: yaml.Node | None) -> None:
+    """Refuse a key that a mapping has twice, since YAML would have the last win, what is no text, and too much."""
+    count = 0
+
+    def check(node: yaml.Node, within: tuple[yaml.Node, ...]) -> None:
+        nonlocal count
+        count += 1
+        if count > MOST_NODES:
+            raise ConfigError(f"{_place(node.start_mark)}: the file is too large, or its aliases multiply")
+        if isinstance(node, yaml.ScalarNode) and (found := _NO_TEXT.search(node.value)):
+            raise ConfigError(f"{_place(node.start_mark)}: the character {found[0]!a} can't be in a text")
+        if any(node is one for one in within):
+            return
+        within = (*within, node)
+        if isinstance(node, yaml.SequenceNode):
+            for value in node.value:
+                check(value, within)
+        elif isinstance(node, yaml.MappingNode):
+            marks: dict[tuple[str, Any], yaml.Mark] = {}
+            for key, value in node.value:
+                # 1 and "1" are two.
+                name = (key.tag, key.value if isinstance(key, yaml.ScalarNode) else id(key))
+                if name in marks and key.tag != _MERGE:
+                    raise ConfigError(
+                        f"{_place(key.start_mark)}: '{key.value}' is there twice, first in line {marks[name].line + 1}"
+                    )
+                marks[name] = key.start_mark
+                check(key, within)
+                check(value, within)
+
+    if root is not None:
+        check(root, ())
 
 
 def _put_over(below: yaml.Node, node: yaml.Node) -> yaml.Node:

@@ -11,6 +11,8 @@ MAX_CLASS_ID = 254
 """Largest class id of a model; 255 stays free, since many label rasters use it for 'unlabelled'."""
 
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+# What terminals take for commands, XML can't hold, or is no text at all.
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class LandClass:
     class_id
         Its value in rasters and tables.
     name
-        Its name, as shown in maps and tables.
+        Its name, as shown in maps and tables; without line breaks and other control characters.
     colour
         ``#rrggbb``.
     parent
@@ -37,6 +39,8 @@ class LandClass:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise ValueError(f"class {self.class_id} has no name")
+        if found := _UNPRINTABLE.search(self.name):
+            raise ValueError(f"the name of class {self.class_id} has the control character {found[0]!a}")
         if not _COLOUR.fullmatch(self.colour):
             raise ValueError(f"colour '{self.colour}' of class '{self.name}' is not of the form #rrggbb")
 

@@ -127,17 +127,21 @@ def _own_legend(source: ClassRaster) -> Legend:
     Classes that are named and don't occur are listed too, as `landseg run` lists them.
     """
     values = sorted({*source.values, *source.names})
-    names = [source.names.get(value, str(value)).strip() or str(value) for value in values]
-    return Legend(
-        tuple(
-            LandClass(
-                value,
-                name if names.count(name) == 1 else f"{name} ({value})",
-                source.colours.get(value, _colour(place)),
+    # XML may break a name into lines.
+    names = [" ".join(source.names.get(value, "").split()) or str(value) for value in values]
+    try:
+        return Legend(
+            tuple(
+                LandClass(
+                    value,
+                    name if names.count(name) == 1 else f"{name} ({value})",
+                    source.colours.get(value, _colour(place)),
+                )
+                for place, (value, name) in enumerate(zip(values, names, strict=True))
             )
-            for place, (value, name) in enumerate(zip(values, names, strict=True))
         )
-    )
+    except ValueError as error:
+        raise InputError(f"{source.path}: {error}", "name its classes by --legend") from error
 
 
 def _colour(place: int) -> str:

@@ -21,6 +21,7 @@ UNREADABLE = (
     KeyError,
     TypeError,
     AttributeError,
+    RecursionError,
     HTTPError,
     pystac.STACError,
     pystac.STACTypeError,
@@ -28,7 +29,7 @@ UNREADABLE = (
 """What pystac raises, by itself or unawares, where JSON is missing or is not what it should be."""
 
 # What can't be a folder's name, here or on Windows, or is another folder's.
-_NO_NAME = re.compile(r"[/\\:]|^\.*$")
+_NO_NAME = re.compile(r"[/\\:\x00-\x1f\ud800-\udfff]|^\.*$")
 
 COLLECTIONS = {
     "scenes": "Scenes to map.",
@@ -69,12 +70,27 @@ def items_of(root: pystac.Catalog) -> Iterator[pystac.Item]:
         If a part of it can't be read.
     """
     try:
-        yield from root.get_items(recursive=True)
+        yield from all_items(root)
     except UNREADABLE as error:
         raise CatalogError(
             f"can't read all of the catalog {root.get_self_href()}",
             "'landseg catalog validate' says what is wrong with it",
         ) from error
+
+
+def all_items(root: pystac.Catalog) -> Iterator[pystac.Item]:
+    """Give the items of a catalog and of all below it, each catalog's once: links may lead back, or to it many times.
+
+    Raises one of `UNREADABLE` if a part can't be read.
+    """
+    waiting, seen = [root], set()
+    while waiting:
+        catalog = waiting.pop(0)
+        place = catalog.get_self_href()
+        if place not in seen:
+            seen.add(place)
+            yield from catalog.get_items(recursive=False)
+            waiting[:0] = catalog.get_children()
 
 
 def find_item(root: pystac.Catalog, item_id: str) -> pystac.Item:

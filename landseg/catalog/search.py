@@ -17,7 +17,7 @@ from pystac_client.warnings import PystacClientWarning
 from requests import RequestException
 from urllib3 import Retry
 
-from landseg.catalog import UNREADABLE, in_utc, reason, times_of
+from landseg.catalog import UNREADABLE, all_items, in_utc, reason, times_of
 from landseg.errors import CatalogError, UsageError
 from landseg.hrefs import hide_secrets, local_path
 
@@ -151,7 +151,7 @@ def _walk(
     root: pystac.Catalog, collections: Sequence[str], bbox: Bbox | None, interval: Interval | None
 ) -> Iterator[pystac.Item]:
     area = None if bbox is None else _area(bbox)
-    for item in root.get_items(recursive=True):
+    for item in all_items(root):
         if collections and item.collection_id not in collections:
             continue
         if area is not None and not (item.geometry and area.intersects(shapely.geometry.shape(item.geometry))):

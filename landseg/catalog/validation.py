@@ -42,7 +42,7 @@ class Validation:
 def validate(root: pystac.Catalog) -> Validation:
     """Check a catalog and all that it leads to: schemas, links, and the files of its assets. Nothing is fetched."""
     found = Validation()
-    _check_catalog(root, _validator(), found)
+    _check_catalog(root, _validator(), found, set())
     return found
 
 
@@ -60,7 +60,13 @@ def _validator() -> JsonSchemaSTACValidator:
     return validator
 
 
-def _check_catalog(catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, found: Validation) -> None:
+def _check_catalog(
+    catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, found: Validation, seen: set[str]
+) -> None:
+    # Links may lead back, or to a catalog many times.
+    if _place(catalog) in seen:
+        return
+    seen.add(_place(catalog))
     _check_schema(catalog, validator, found)
     for link in catalog.get_links():
         if link.rel in (pystac.RelType.CHILD, pystac.RelType.ITEM):
@@ -70,7 +76,7 @@ def _check_catalog(catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, 
                 found.faults.append(f"{_place(catalog)}: can't read {link.href}: {reason(error)}")
                 continue
             if isinstance(linked, pystac.Catalog):
-                _check_catalog(linked, validator, found)
+                _check_catalog(linked, validator, found, seen)
             elif isinstance(linked, pystac.Item):
                 _check_schema(linked, validator, found)
                 _check_assets(linked, found)

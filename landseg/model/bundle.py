@@ -7,12 +7,12 @@ The card is a STAC Item with the Machine Learning Model extension (MLM 1.4). Wha
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from safetensors import SafetensorError
@@ -212,7 +212,12 @@ class Card:
         return card
 
     def _check(self) -> None:
-        """Raise ValueError where the card's parts contradict each other."""
+        """Raise TypeError or ValueError where the card's parts are ill-formed or contradict each other."""
+        texts = (self.name, self.title, self.description, self.licence, self.created, *self.bands, *self.limits)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("what should be text is none")
+        if not isinstance(self.training, Mapping) or not isinstance(self.held_out, Mapping):
+            raise TypeError("its training or held-out accuracy is no mapping")
         if not len(self.bands) == len(self.mean) == len(self.std) == self.architecture.in_channels:
             raise ValueError("bands, value scaling and the network's channels differ in number")
         if len(self.legend) != self.architecture.classes:
@@ -244,13 +249,14 @@ class Bundle:
         BundleError
             If the weights are not those of the card's architecture.
         """
-        network = PSPNet(self.card.architecture)
         path = self.folder / WEIGHTS_FILE
         try:
             stored = {name: _widened(tensor) for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise BundleError(f"{path} is not a safetensors file ({error})") from error
-        expected = network.state_dict()
+        # Without memory of its own, until the weights are known to be of its size.
+        with torch.device("meta"):
+            expected = PSPNet(self.card.architecture).state_dict()
         missing, unknown = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
         misshapen = [k for k in sorted(expected.keys() & stored.keys()) if expected[k].shape != stored[k].shape]
         for fault, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", misshapen)):
@@ -260,6 +266,7 @@ class Bundle:
                     f"{path} {fault} weights: {names[0]}{more}",
                     f"{CARD_FILE} describes a {self.card.architecture.backbone} PSPNet; these weights are for another",
                 )
+        network = PSPNet(self.card.architecture)
         network.load_state_dict(stored)
         return network.eval()
 
@@ -339,11 +346,13 @@ def read_bundle(model: str) -> Bundle:
     card_path, weights_path = folder / CARD_FILE, folder / WEIGHTS_FILE
     try:
         item = json.loads(card_path.read_text(encoding="utf-8"))
+        # JSON may escape what is no text, and nothing could be written of it.
+        json.dumps(item, ensure_ascii=False).encode()
         card = Card.from_stac(item)
         expected = str(item["assets"]["weights"]["file:checksum"]).removeprefix(SHA256_MULTIHASH)
     except KeyError as error:
         raise BundleError(f"{card_path} lacks {error}", "it is not a model card that landseg can use") from error
-    except (TypeError, ValueError, IndexError, AttributeError) as error:
+    except (TypeError, ValueError, ArithmeticError, IndexError, AttributeError, RecursionError) as error:
         raise BundleError(f"{card_path} is not a model card that landseg can use: {error}") from error
     if not weights_path.is_file():
         raise BundleError(f"{folder} lacks {WEIGHTS_FILE}", "copy the whole bundle")
@@ -406,15 +415,15 @@ def write_bundle(folder: Path, card: Card, network: PSPNet) -> Bundle:
             f"the weights {overflown[0]} are not finite at 16 bit", "train again at a lower learning rate"
         )
     parameters = sum(p.numel() for name, p in network.named_parameters() if not name.startswith("auxiliary."))
-    draft = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    draft = place.with_name(f".{place.name}-{uuid4().hex}")
     try:
+        draft.mkdir()
         save_file({name: tensor.contiguous().cpu() for name, tensor in state.items()}, draft / WEIGHTS_FILE)
         sha256 = sha256_of(draft / WEIGHTS_FILE)
         text = json.dumps(card.to_stac(sha256, parameters), indent=2, ensure_ascii=False)
         (draft / CARD_FILE).write_text(text + "\n", encoding="utf-8")
-        # Temporary folders and safetensors' files are their owner's alone; a bundle is for everyone.
-        draft.chmod(0o755)
-        (draft / WEIGHTS_FILE).chmod(0o644)
+        # safetensors' files are their owner's alone; a bundle is for whom the umask says.
+        (draft / WEIGHTS_FILE).chmod((draft / CARD_FILE).stat().st_mode)
         _take_place(draft, place, former)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

@@ -194,6 +194,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         stored = stored.get("state_dict", stored)
     if not isinstance(stored, Mapping) or not all(isinstance(value, Tensor) for value in stored.values()):
         raise BundleError(f"{path} holds no state dict: names and tensors, or these under 'state_dict'")
+    for name, tensor in stored.items():
+        # One number may stand for a tensor of any size, and a network of that size would be made.
+        if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise BundleError(f"{path} does not hold all numbers of the weight {name}")
     return {str(name): tensor for name, tensor in stored.items()}
 
 

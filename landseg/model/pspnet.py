@@ -116,6 +116,11 @@ class Architecture:
             if getattr(self, option) not in choices:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{option} is '{getattr(self, option)}', not one of {known}")
+        numbers = (self.in_channels, self.classes, self.level_channels or 1, self.head_channels or 1, *self.bins)
+        if not all(isinstance(number, int) for number in numbers):
+            raise ValueError("numbers of channels, classes and bins must be whole")
+        if len(self.bins) > stage_channels(self.backbone)[self.stages - 1]:
+            raise ValueError(f"{len(self.bins)} levels of a pyramid are more than the channels below it")
         if min(self.bins, default=1) < 1:
             raise ValueError(f"{self.bins} are no numbers of bins")
         if self.output_stride > 2 ** (self.stages + 1):

@@ -43,7 +43,7 @@ class Drafts:
     ResourceError
         On entering, if another process is at work on the same output, or the folder can't be written to.
     OutputExistsError
-        On entering, if an interrupted run has kept something there and there is no ``kept``.
+        On entering, if an interrupted run has kept something there and there is no ``kept``, or it is a link.
     """
 
     def __init__(self, main: Path, kept: str | None = None) -> None:
@@ -63,8 +63,14 @@ class Drafts:
                     f"{self.main} is being written by {self._read_owner()}", "wait for it, or choose another --out"
                 ) from error
             try:
-                self._owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+                # Whoever shares the folder may have put links there: neither is written through, nor cleared.
+                self._owner.unlink(missing_ok=True)
+                with self._owner.open("x", encoding="utf-8") as file:
+                    file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 self.folder.mkdir(exist_ok=True)
+                for folder in (self.folder, self.kept):
+                    if folder.is_symlink():
+                        raise OutputExistsError(f"{folder} is a link, and no work folder", "remove it")
                 if not self._goes_on and any(path.is_dir() for path in self.folder.iterdir()):
                     raise OutputExistsError(
                         f"{self.main} belongs to a run that was interrupted; {self.folder} holds its finished strips",
@@ -89,7 +95,7 @@ class Drafts:
     def _clear_drafts(self) -> None:
         """Remove all but what is kept for a later run."""
         for path in self.folder.iterdir():
-            if path.is_dir() and path != self.kept:
+            if path.is_dir() and not path.is_symlink() and path != self.kept:
                 shutil.rmtree(path, ignore_errors=True)
             elif path != self.kept:
                 path.unlink()

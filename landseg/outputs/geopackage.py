@@ -2,7 +2,7 @@
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
@@ -181,6 +181,9 @@ def write_presentation(path: Path, legend: Legend, layer: str, geometry_column: 
         database.executescript(_CREATE_DATA_COLUMNS)
         _explain(database, layer, "Land use by landseg, a polygon for each connected area of a class", COLUMNS)
         _explain(database, CLASS_AREAS, "What each class of the layer covers", TABLE_COLUMNS)
+    # SQLite lets a group only read, whatever the umask; the folder was made by it.
+    with suppress(OSError):  # some shares know no modes
+        path.chmod(path.parent.stat().st_mode & 0o666)
 
 
 def _explain(database: sqlite3.Connection, table: str, summary: str, columns: Mapping[str, Column]) -> None:

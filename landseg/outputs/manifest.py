@@ -94,15 +94,17 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     Raises
     ------
     InputError
-        If the file is torn.
+        If the file is torn, or no item.
     """
     if not path.exists():
         return {}
     try:
         item: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return item if "landseg:areas" in item.get("properties", {}) else {}
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}", "move it away, or map the scene again") from error
-    return item if "landseg:areas" in item.get("properties", {}) else {}
+    except (AttributeError, TypeError) as error:
+        raise InputError(f"{path} is no STAC item", "move it away, or map the scene again") from error
 
 
 def sources_of(manifest: Mapping[str, Any], folder: Path) -> list[str]:

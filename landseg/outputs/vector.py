@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyogrio
 from numpy.typing import NDArray
 from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+from pyogrio.util import vsi_path
 from rasterio.crs import CRS
 
 from landseg.errors import DiskError, UsageError
@@ -89,8 +90,10 @@ def check_format(path: Path) -> None:
     Raises
     ------
     UsageError
-        If its suffix is of no known format.
+        If its suffix is of no known format, or its name can't be written to.
     """
+    if (taken_for := vsi_path(path)) != str(path):
+        raise UsageError(f"the name {str(path)!r} can't be written to: GDAL gets {taken_for!r}", "choose another --out")
     if driver_of(path) == "ESRI Shapefile":
         log.warning("Shapefiles cut names to ten characters and end at 2 GB; a GeoPackage has no such limits")
 

@@ -105,6 +105,21 @@ def test_a_raster_may_name_more_classes_than_a_map_can_have(
     assert layer[["class_id", "class_name"]].to_numpy().tolist() == [[3, "code 3"], [300, "code 300"]]
 
 
+def test_odd_names_of_a_raster_s_classes_are_joined_or_refused(
+    landseg: Landseg, make_scene: SceneMaker, tmp_path: Path
+) -> None:
+    raster = make_scene(np.ones((1, 4, 4), np.uint8), "codes.tif", colours=None)
+    sidecar = '<PAMDataset><PAMRasterBand band="1"><CategoryNames><Category/><Category>{}</Category></CategoryNames>'
+    path = raster.with_name("codes.tif.aux.xml")
+    path.write_text((sidecar + "</PAMRasterBand></PAMDataset>").format("on two\n lines"))
+    assert landseg("polygonize", raster, "--out", tmp_path / "codes.gpkg", "--quiet").code == 0
+    assert geopandas.read_file(tmp_path / "codes.gpkg", layer="landuse")["class_name"].tolist() == ["on two lines"]
+    path.write_text((sidecar + "</PAMRasterBand></PAMDataset>").format("&#x9b;31m"))
+    outcome = landseg("polygonize", raster, "--out", tmp_path / "red.gpkg", "--quiet")
+    assert outcome.code == 3
+    assert "control character '\\x9b'" in outcome.err
+
+
 def test_strips_of_an_interrupted_run_are_not_lost(landseg: Landseg, make_scene: SceneMaker, tmp_path: Path) -> None:
     raster = make_scene(np.full((1, 4, 4), 7, np.uint8), "classes.tif", colours=None)
     strip = tmp_path / "map.gpkg.landseg/0123/strip.npz"

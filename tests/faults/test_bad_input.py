@@ -207,6 +207,27 @@ def test_debug_shows_the_traceback(
         cli.main()
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "said"),
+    [
+        (KeyError("https://maps.org/a.tif?sig=secret"), 1, "internal error: KeyError: 'https://maps.org/a.tif'"),
+        (MemoryError(), 4, "main memory does not suffice"),
+    ],
+)
+def test_what_nobody_foresaw_is_told_in_words(
+    landseg: Landseg, monkeypatch: pytest.MonkeyPatch, fault: Exception, code: int, said: str
+) -> None:
+    def fail() -> None:
+        raise fault
+
+    monkeypatch.setattr("landseg.doctor.examine", fail)
+    outcome = landseg("doctor")
+    assert outcome.code == code
+    assert said in outcome.err
+    assert "secret" not in outcome.err
+    assert "Traceback" not in outcome.err
+
+
 def test_a_wrong_option(landseg: Landseg) -> None:
     assert landseg("run", "--no-such-option").code == 2
 

@@ -16,7 +16,7 @@ from pystac.utils import str_to_datetime
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp
 
-from landseg.catalog import add_item, has_item, open_catalog, reason
+from landseg.catalog import add_item, has_item, items_of, open_catalog, reason
 from landseg.catalog.items import Description, add_thumbnail, scene_item
 from landseg.catalog.search import search
 from landseg.catalog.validation import validate
@@ -57,7 +57,7 @@ def test_an_item_says_what_the_file_holds(make_scene: SceneMaker, city: NDArray[
     assert (thumbnail[31:] == np.moveaxis(data, 0, -1)[31:])[np.moveaxis(data, 0, -1)[31:] > 0].all()
 
 
-@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a:b", "..", ""])
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "a\\b", "a:b", "a\0b", "..", ""])
 def test_an_id_is_no_path(make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path, name: str) -> None:
     item, _ = scene_item("city", make_scene(city), DAY)
     with pytest.raises(CatalogError, match="can't be the name of a folder"):
@@ -431,3 +431,25 @@ def test_the_catalog_s_model_is_the_shipped_one() -> None:
         item = json.loads((ROOT / f"data_catalog/models/{folder.name}/{folder.name}.json").read_text())
         assert item["properties"] == card["properties"]
         assert item["assets"]["weights"]["file:checksum"] == card["assets"]["weights"]["file:checksum"]
+
+
+def test_links_that_lead_back_and_multiply_are_followed_once(tmp_path: Path, landseg: Landseg) -> None:
+    for n in range(12):
+        links = [{"rel": "child", "href": f"./{n + 1}.json"}] * 9 + [{"rel": "child", "href": "./0.json"}]
+        content = {"type": "Catalog", "stac_version": "1.1.0", "id": f"c{n}", "description": "d", "links": links}
+        (tmp_path / f"{n}.json").write_text(json.dumps(content))
+    content["links"] = [{"rel": "item", "href": "./item.json"}]
+    (tmp_path / "12.json").write_text(json.dumps(content))
+    scene = json.loads((ROOT / "data_catalog/scenes/dubai-tile2/dubai-tile2.json").read_text())
+    (tmp_path / "item.json").write_text(json.dumps(scene | {"links": [], "collection": None}))
+    root = open_catalog(str(tmp_path / "0.json"))
+    assert [item.id for item in items_of(root)] == ["dubai-tile2"]
+    assert [found.name for found in search(str(tmp_path / "0.json"))] == ["dubai-tile2"]
+    assert validate(root).objects == 14
+
+
+def test_a_catalog_that_is_nested_too_deeply_is_refused(catalog: Path) -> None:
+    catalog.parent.mkdir()
+    catalog.write_text("[" * 100_000)
+    with pytest.raises(CatalogError, match="can't read the catalog"):
+        open_catalog(str(catalog))

@@ -439,3 +439,32 @@ def test_affinities_are_by_class_name() -> None:
     assert legend_of(config.legend).affinity == {(1, 2): 2.5}
     with pytest.raises(ValidationError, match="an affinity names 'land', which is not in the legend"):
         LegendConfig.model_validate({"legend": [road]})
+
+
+def test_aliases_do_not_multiply(file: Path) -> None:
+    levels = "".join(f"a{n}: &a{n} [{', '.join(9 * [f'*a{n - 1}'])}]\n" for n in range(1, 12))
+    assert "aliases multiply" in refusal(file, f"a0: &a0 [x]\n{levels}").what
+    merged = "".join(f"a{n}: &a{n} {{<<: [{', '.join(9 * [f'*a{n - 1}'])}]}}\n" for n in range(1, 12))
+    assert "aliases multiply" in refusal(file, f"a0: &a0 {{k: v}}\n{merged}").what
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[" * 5000, "nested too deeply"),
+        ("model: 2026-02-30", "day is out of range"),
+        ("batch: !!int x", "a value that can't be read"),
+        ("picture: !!bool x", "a value that can't be read"),
+        ('model: "a\\0b"', r"line 1, column 8: the character '\x00'"),
+        ('"\\ud800": 1', r"the character '\ud800'"),
+        ("max_memory: 1e999GB", "finite"),
+        ("simplify: .inf", "finite"),
+    ],
+)
+def test_what_yaml_can_t_make_a_value_of_is_refused(file: Path, text: str, what: str) -> None:
+    assert what in refusal(file, text).what
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a device of Unix")
+def test_an_endless_file_is_refused(file: Path) -> None:
+    assert "too large" in refusal(file, "extends: /dev/zero").what

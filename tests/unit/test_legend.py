@@ -75,3 +75,14 @@ def test_legends_that_contradict_themselves_are_refused(classes: tuple[LandClass
 def test_affinities_that_make_no_sense_are_refused(affinity: dict[tuple[int, int], float]) -> None:
     with pytest.raises(ValueError, match="makes no sense"):
         Legend((WATER, LAKE), affinity)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\x1b[31mred", "a\nb", "\x9b31m", "\ud800", "\uffff"])
+def test_names_hold_no_control_characters(name: str) -> None:
+    with pytest.raises(ValueError, match="control character"):
+        LandClass(1, name, "#000000")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "NULL", "</script>", "a\u200cb", "\u0634\u0647\u0631", "\U0001f333"])
+def test_names_are_otherwise_the_user_s(name: str) -> None:
+    assert LandClass(1, name, "#000000").name == name

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -458,3 +459,50 @@ def test_shipped_models_are_found_by_name(monkeypatch: pytest.MonkeyPatch, bundl
 
     assert shipped_models() == ["tiny"]
     assert find_bundle("tiny") == bundle.folder
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda item: item.update(id=5),
+        lambda item: item["properties"].update(title="\ud800"),
+        lambda item: item["properties"].update(datetime=5),
+        lambda item: item["properties"].update({"landseg:limits": [1]}),
+        lambda item: item["properties"].update({"landseg:held_out": [1]}),
+        lambda item: item["properties"].update({"landseg:training": "none"}),
+        lambda item: item["properties"]["mlm:input"][0]["input"].update(shape=[float("inf")]),
+        lambda item: item["properties"]["landseg:architecture"].update(bins=[1.5, 2, 4]),
+        lambda item: item["properties"]["landseg:architecture"].update(bins=[1] * 10**5),
+        lambda item: item["properties"]["landseg:architecture"].update(head_channels=1.5),
+    ],
+)
+def test_a_card_of_other_types_is_refused(bundle: Bundle, change: Callable[[dict[str, Any]], Any]) -> None:
+    edit(bundle.folder, change)
+    with pytest.raises(BundleError, match="is not a model card that landseg can use"):
+        read_bundle(str(bundle.folder))
+
+
+def test_a_card_that_is_nested_too_deeply_is_refused(bundle: Bundle) -> None:
+    (bundle.folder / CARD_FILE).write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(BundleError, match="recursion"):
+        read_bundle(str(bundle.folder))
+
+
+def test_a_network_that_the_weights_are_not_of_takes_no_memory(bundle: Bundle) -> None:
+    edit(bundle.folder, lambda item: item["properties"]["landseg:architecture"].update(head_channels=10**9))
+    with pytest.raises(BundleError, match="has misshapen weights"):
+        read_bundle(str(bundle.folder)).load_network()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of Unix")
+@pytest.mark.parametrize(("umask", "folder", "file"), [(0o002, 0o775, 0o664), (0o027, 0o750, 0o640)])
+def test_a_bundle_is_for_whom_the_umask_says(
+    tmp_path: Path, network: PSPNet, umask: int, folder: int, file: int
+) -> None:
+    former = os.umask(umask)
+    try:
+        place = write_bundle(tmp_path / "tiny", CARD, network).folder
+    finally:
+        os.umask(former)
+    assert place.stat().st_mode & 0o777 == folder
+    assert {path.stat().st_mode & 0o777 for path in place.iterdir()} == {file}

@@ -329,3 +329,9 @@ def test_weights_come_in_the_file_s_order(tmp_path: Path) -> None:
     weights = {"z": torch.zeros(1), "a": torch.zeros(1)}
 
     assert list(read_weights(save(weights, tmp_path / "a.pth"))) == ["z", "a"]
+
+
+def test_a_number_that_stands_for_many_is_refused(tmp_path: Path) -> None:
+    torch.save({"fc.weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "bomb.pth")
+    with pytest.raises(BundleError, match=r"does not hold all numbers of the weight fc\.weight"):
+        read_weights(tmp_path / "bomb.pth")

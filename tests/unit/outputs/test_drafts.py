@@ -157,3 +157,26 @@ def test_too_little_room(tmp_path: Path) -> None:
 def test_refusals_of_the_operating_system(tmp_path: Path, number: int, message: str) -> None:
     with pytest.raises(DiskError, match=message), writing(tmp_path / "a"):
         raise OSError(number, os.strerror(number))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take rights there")
+@pytest.mark.parametrize("linked", ["a.gpkg.landseg", "a.gpkg.landseg/strips"])
+def test_a_work_folder_that_is_a_link_is_not_cleared(tmp_path: Path, linked: str) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "precious").write_text("precious")
+    link = tmp_path / linked
+    link.parent.mkdir(exist_ok=True)
+    link.symlink_to(others)
+    with pytest.raises(OutputExistsError, match="is a link"), Drafts(tmp_path / "a.gpkg", kept="strips"):
+        pass
+    assert (others / "precious").read_text() == "precious"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links take rights there")
+def test_no_link_is_written_through(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".a.gpkg.owner").symlink_to("precious")
+    with Drafts(tmp_path / "a.gpkg"):
+        assert (tmp_path / ".a.gpkg.owner").read_text().startswith("process")
+    assert (tmp_path / "precious").read_text() == "precious"

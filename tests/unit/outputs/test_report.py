@@ -277,3 +277,10 @@ def test_a_map_without_a_manifest_can_be_shown_over_imagery_that_is_named(
     refused = landseg("report", geopackage, "--out", geopackage.with_name("page.html"), "--scene", grey)
     assert refused.code == 3
     assert "red, green and blue" in refused.err
+
+
+@pytest.mark.parametrize("text", ["[]", "5", '{"properties": 5}', "[" * 100_000])
+def test_a_manifest_that_is_none_is_refused(geopackage: Path, text: str) -> None:
+    geopackage.with_suffix(".json").write_text(text)
+    with pytest.raises(InputError, match=r"\.json is no "):
+        read_map(geopackage)

@@ -19,7 +19,7 @@ from rasterio.crs import CRS
 from landseg.errors import DiskError, InputError, UsageError
 from landseg.legend import LandClass, Legend
 from landseg.outputs import AreaCount, ClassArea, vector
-from landseg.outputs.vector import DRIVERS, companions, write_layer
+from landseg.outputs.vector import DRIVERS, check_format, companions, write_layer
 from landseg.polygons import Polygons
 
 UTM = CRS.from_epsg(32640)
@@ -306,3 +306,21 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"map\.kml") as caught:
         write_layer(tmp_path / "map.kml", [], LEGEND, UTM)
     assert ".gpkg" in str(caught.value)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="modes of Unix")
+def test_a_group_may_edit_a_geopackage_where_the_umask_says_so(tmp_path: Path) -> None:
+    former = os.umask(0o002)
+    try:
+        folder = tmp_path / "map.gpkg.landseg"
+        folder.mkdir()
+        write_layer(folder / "map.gpkg", [squares(1)], LEGEND, UTM)
+    finally:
+        os.umask(former)
+    assert (folder / "map.gpkg").stat().st_mode & 0o777 == 0o664
+
+
+@pytest.mark.parametrize("name", ["a!b.gpkg", "a;b.gpkg", "a\nb.gpkg", "http:b.gpkg"])
+def test_a_name_that_pyogrio_reads_as_a_url_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="can't be written to"):
+        check_format(Path(name))
