@@ -17,6 +17,7 @@ from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from uuid import uuid4
@@ -163,6 +164,7 @@ def _local_client(workers: int) -> Generator[Client, None, None]:
     with dask.config.set({"distributed.worker.multiprocessing-method": method}):
         if method == "forkserver":
             get_mp_context().set_forkserver_preload(["distributed", __name__])
+            _start_forkserver()
         threads = max(1, cores() // workers)
         with (
             LocalCluster(
@@ -171,6 +173,16 @@ def _local_client(workers: int) -> Generator[Client, None, None]:
             Client(cluster) as client,
         ):
             yield client
+
+
+def _start_forkserver() -> None:
+    """Have workers born deaf to SIGTERM: systemd sends it to all processes, and the client says when to stop."""
+    resource_tracker.ensure_running()  # its start, a part of the other's, would unblock the signal
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 @contextmanager

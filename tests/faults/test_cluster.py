@@ -331,7 +331,10 @@ def test_a_scheduler_has_workers_of_its_own(plan: Plan) -> None:
         planned(plan, scheduler="tcp://127.0.0.1:1", workers=2)
 
 
-def test_ctrl_c_stops_all_processes_at_the_next_strip(plan: Plan, landseg: Landseg, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "systemd's stop"])
+def test_a_signal_to_all_processes_stops_them_at_the_next_strip(
+    plan: Plan, landseg: Landseg, tmp_path: Path, number: signal.Signals
+) -> None:
     out = tmp_path / "out" / "map.gpkg"
     out.parent.mkdir()
     model = plan.config.model
@@ -341,9 +344,10 @@ def test_ctrl_c_stops_all_processes_at_the_next_strip(plan: Plan, landseg: Lands
     while not list(out.parent.rglob("*.npz")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, err = process.communicate()
     assert process.returncode == 130, err
     assert "strips done" in err
     assert "Traceback" not in err
+    assert "Restarting" not in err
     assert [path.name for path in out.parent.iterdir()] == ["map.gpkg.landseg"]
