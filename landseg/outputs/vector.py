@@ -142,8 +142,6 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
                 large = LargePolygons(aside)
                 _write_by_gdal(path, driver, _Stream(map(large.boxed, counted), legend), crs)
                 large.write(path, LAYER, GEOMETRY_COLUMN)
-            write_class_areas(path, count.areas(), legend)
-            write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)
         elif driver == "GeoParquet":
             stream = _Stream(counted, legend)
             write_geoparquet(path, stream.schema, stream.with_bounds(), crs)
@@ -152,7 +150,10 @@ def write_layer(path: Path, batches: Iterable[Polygons], legend: Legend, crs: CR
             _write_by_gdal(path, driver, _Stream(counted, legend, names), crs)
         areas = count.areas()
         polygons = sum(area.polygons for area in areas)
-        if driver == "FlatGeobuf" and polygons:
+        if driver == "GPKG":
+            write_class_areas(path, areas, legend)
+            write_presentation(path, legend, LAYER, GEOMETRY_COLUMN)
+        elif driver == "FlatGeobuf" and polygons:
             # GDAL says nothing where the disk is full at the end of one.
             pyogrio.raw.read(path, fids=[polygons - 1])
     except (OSError, DataSourceError, DataLayerError, FeatureError, sqlite3.OperationalError) as error:
