@@ -1,5 +1,6 @@
 """Chips: a scene's windows in batches, read ahead by threads and brought to the device while the network works."""
 
+import math
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -108,7 +109,7 @@ def read_batches(
     tiling
         The chips.
     batch
-        Most chips per batch.
+        Most chips per batch; a row is parted evenly.
     chip_rows
         Which rows of chips; all if None.
     threads
@@ -119,6 +120,8 @@ def read_batches(
     SceneError
         If a chip can't be read; the error comes to the caller, and reading stops.
     """
+    columns = tiling.chip_counts[1]
+    size = math.ceil(columns / math.ceil(columns / batch))
     windows = ((row, window) for row in chip_rows or tiling.whole.chip_rows for window in tiling.chip_row(row))
 
     def read(place: tuple[int, ChipWindow]) -> tuple[int, _Chip | None]:
@@ -129,7 +132,7 @@ def read_batches(
     try:
         for row, arriving in groupby(ahead(pool, read, windows, 2 * batch + threads), key=itemgetter(0)):
             chips = (chip for _, chip in arriving if chip is not None)
-            while group := list(islice(chips, batch)):
+            while group := list(islice(chips, size)):
                 yield _collate(row, group)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,6 +1,5 @@
 """Prediction: a batch of chips to class probabilities, on the device and at the precision that suit the machine."""
 
-import itertools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,9 +7,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from landseg.errors import BundleError, MemoryLimitError, ResourceError
+from landseg.model.folding import fold
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -47,28 +46,6 @@ def choose_precision(name: Precision, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def fold_batch_norm(network: nn.Module) -> None:
-    """Take batch normalisation, which is linear in inference, into the convolutions before it, in place.
-
-    Law: the network answers as before, but for rounding.
-
-    Parameters
-    ----------
-    network
-        In inference mode; in each of its modules a normalisation that follows a convolution comes after it in the
-        forward pass, too.
-    """
-    for module in network.modules():
-        for (_, before), (name, norm) in itertools.pairwise(list(module.named_children())):
-            convolution = before[-1] if isinstance(before, nn.Sequential) else before
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                statistics = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
-                convolution.weight, convolution.bias = fuse_conv_bn_weights(
-                    convolution.weight, convolution.bias, *statistics, norm.eps, norm.weight, norm.bias
-                )
-                setattr(module, name, nn.Identity())
-
-
 class Predictor:
     """A network made ready for a device; call it with batches.
 
@@ -77,8 +54,8 @@ class Predictor:
     Parameters
     ----------
     network
-        Maps (N, C, S, S) to logits (N, K, S, S). It is the predictor's from then on: normalisation is folded into its
-        weights, which are turned to ``dtype``.
+        Maps (N, C, S, S) to logits (N, K, S, S). It is the predictor's from then on: it is folded, see
+        `landseg.model.folding`, and its weights are turned to ``dtype``.
     device
         Where it runs.
     dtype
@@ -102,7 +79,7 @@ class Predictor:
         if device.type == "cuda" and dtype == torch.float32:
             # Else its convolutions round to 10 bits.
             torch.backends.cudnn.allow_tf32 = False
-        fold_batch_norm(network.eval())
+        fold(network.eval())
         self.network = network.to(device, dtype).to(memory_format=torch.channels_last)
         self.device = device
         self.dtype = dtype
@@ -173,7 +150,8 @@ class Predictor:
         for view in range(1, self.views):
             probabilities += _turn_back(self._probabilities(_turn(x, view)), view)
         probabilities /= self.views
-        self._is_finite &= torch.isfinite(probabilities).all()
+        # One that is not a number makes their sum none.
+        self._is_finite &= torch.isfinite(probabilities.sum())
         return probabilities
 
     def _probabilities(self, x: Tensor) -> Tensor:

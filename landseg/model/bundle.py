@@ -254,9 +254,10 @@ class Bundle:
             stored = {name: _widened(tensor) for name, tensor in load_file(path).items()}
         except SafetensorError as error:
             raise BundleError(f"{path} is not a safetensors file ({error})") from error
-        # Without memory of its own, until the weights are known to be of its size.
+        # Without memory of its own: it takes that of the weights, once they are known to be its.
         with torch.device("meta"):
-            expected = PSPNet(self.card.architecture).state_dict()
+            network = PSPNet(self.card.architecture)
+        expected = network.state_dict()
         missing, unknown = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
         misshapen = [k for k in sorted(expected.keys() & stored.keys()) if expected[k].shape != stored[k].shape]
         for fault, names in (("lacks", missing), ("has unknown", unknown), ("has misshapen", misshapen)):
@@ -266,8 +267,7 @@ class Bundle:
                     f"{path} {fault} weights: {names[0]}{more}",
                     f"{CARD_FILE} describes a {self.card.architecture.backbone} PSPNet; these weights are for another",
                 )
-        network = PSPNet(self.card.architecture)
-        network.load_state_dict(stored)
+        network.load_state_dict(stored, assign=True)
         return network.eval()
 
 

@@ -178,8 +178,9 @@ class PyramidPooling(nn.Module):
                 nn.ReLU(inplace=True),
             )
 
+        self.bins = bins
         self.levels = nn.ModuleList(level(size) for size in bins)
-        self.out_channels = in_channels + reduced * len(bins)
+        self.in_channels, self.out_channels = in_channels, in_channels + reduced * len(bins)
         self.align_corners = architecture.align_corners
         self.features_first = architecture.concatenation == "features-first"
 
@@ -187,6 +188,16 @@ class PyramidPooling(nn.Module):
         """Map (N, C, h, w) to (N, C + L * R, h, w) for L levels of R channels; without levels, to itself."""
         levels = [upsample(level(x), x, align_corners=self.align_corners) for level in self.levels]
         return torch.cat([x, *levels] if self.features_first else [*levels, x], dim=1)
+
+    def split(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Part the filters of a convolution after it, (O, C + L * R, k, k), by what they see: features, and levels."""
+        of_levels = (self.out_channels - self.in_channels) // max(1, len(self.bins))
+        features, levels = [self.in_channels], [of_levels] * len(self.bins)
+        if self.features_first:
+            on_features, *on_levels = torch.split(weight, features + levels, dim=1)
+        else:
+            *on_levels, on_features = torch.split(weight, levels + features, dim=1)
+        return on_features, on_levels
 
 
 def upsample(x: Tensor, like: Tensor, *, align_corners: bool) -> Tensor:

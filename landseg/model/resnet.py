@@ -211,6 +211,9 @@ class ResNet(nn.Module):
 
         Goyal et al., "Accurate, Large Minibatch SGD", 2017, section 5.1.
         """
+        if next(self.parameters()).is_meta:
+            # Nothing is drawn into weights without memory; to do so torch would spend a second importing its compiler.
+            return
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

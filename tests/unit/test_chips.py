@@ -42,6 +42,12 @@ def test_batches_come_in_order_and_do_not_cross_rows_of_chips() -> None:
         assert list(batch.chips) == [chip for chip in tiling.chip_row(batch.chip_row) if chip in batch.chips]
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(8, [5, 4]), (9, [9]), (4, [3, 3, 3]), (5, [5, 4]), (1, [1] * 9)])
+def test_a_row_of_chips_is_parted_evenly(batch: int, sizes: list[int]) -> None:
+    batches = read_batches(scene(10, 90), Tiling((10, 90), 10, 0), batch=batch)
+    assert [len(batch.chips) for batch in batches] == sizes
+
+
 def test_chips_hold_the_pixels_of_their_windows() -> None:
     source = scene(33, 41)
     for batch in read_batches(source, Tiling((33, 41), 16, 4), batch=3):

@@ -1,14 +1,12 @@
 import logging
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from landseg.errors import BundleError, MemoryLimitError, ResourceError
-from landseg.model.pspnet import Architecture, PSPNet
-from landseg.predict import Predictor, choose_device, choose_precision, fold_batch_norm, telling_memory
+from landseg.predict import Predictor, choose_device, choose_precision, telling_memory
 
 CPU = torch.device("cpu")
 
@@ -98,26 +96,6 @@ def test_dropout_and_batch_statistics_are_off() -> None:
     predictor = Predictor(network, CPU)
     assert torch.equal(predictor(x), predictor(x))
     assert torch.allclose(predictor(x)[:1], predictor(x[:1]), atol=1e-6)
-
-
-@pytest.mark.parametrize("options", [{"stem": "7x7"}, {"stem": "deep-64", "backbone": "resnet50", "stages": 2}])
-def test_folded_normalisation_changes_nothing_but_roundings(options: dict[str, Any]) -> None:
-    torch.manual_seed(0)
-    network = PSPNet(Architecture(classes=3, output_stride=8, **options)).eval()
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    with torch.inference_mode():
-        for norm in norms:
-            norm.running_mean.uniform_(-0.2, 0.2)
-            norm.running_var.uniform_(0.5, 2)
-            norm.weight.uniform_(0.5, 1.5)
-            norm.bias.uniform_(-0.2, 0.2)
-        x = torch.randn(1, 3, 48, 48)
-        before = network(x)
-        fold_batch_norm(network)
-        after = network(x)
-    assert norms
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
-    assert torch.allclose(after, before, rtol=1e-3, atol=1e-4 * before.abs().max())
 
 
 def test_bf16_is_near_fp32() -> None:
