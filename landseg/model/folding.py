@@ -15,7 +15,7 @@ from landseg.model.pspnet import PSPNet, PyramidPooling, upsample
 
 
 def fold(network: nn.Module) -> None:
-    """Fold what can be folded, in place.
+    """Fold what can be folded, in place; a network that was folded before stays as it is.
 
     Law: the network answers as before, but for rounding.
 
@@ -27,7 +27,7 @@ def fold(network: nn.Module) -> None:
     """
     for module in network.modules():
         _fold_normalisation(module)
-    if isinstance(network, PSPNet):
+    if isinstance(network, PSPNet) and not isinstance(network.pyramid, FoldedPyramid):
         _fold_pyramid(network)
 
 

@@ -40,6 +40,16 @@ def test_a_folded_network_answers_as_before(options: dict[str, Any], size: tuple
     assert (after - before).abs().max() < 1e-5 * before.std()
 
 
+def test_a_worker_may_fold_once_more_what_it_had_no_memory_to_run() -> None:
+    network = PSPNet(Architecture()).eval()
+    fold(network)
+    pyramid = network.pyramid
+
+    fold(network)
+
+    assert network.pyramid is pyramid
+
+
 def test_one_network_takes_chips_of_several_sizes() -> None:
     network, folded = PSPNet(Architecture()).eval(), PSPNet(Architecture()).eval()
     randomise(network)
