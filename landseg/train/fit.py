@@ -23,6 +23,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from landseg.errors import ResourceError, RunInterruptedError, TrainingDataError, UsageError
 from landseg.model.pspnet import Architecture, PSPNet
+from landseg.predict import choose_device
 from landseg.train.augment import CutMix
 from landseg.train.evaluate import Scores
 from landseg.train.labels import IGNORED
@@ -42,6 +43,8 @@ EXPECTED_WARNINGS = (
     # The last epoch has the steps that are left.
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     "You're resuming from a checkpoint that ended before the epoch ended",
+    # A Mac's.
+    "GPU available but not used",
 )
 """Beginnings of warnings that tell users nothing."""
 
@@ -339,7 +342,8 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     RunInterruptedError
         On Ctrl-C.
     """
-    gpus = torch.cuda.device_count()
+    device = choose_device("auto")
+    gpus = torch.cuda.device_count() if device.type == "cuda" else 0
     if gpus and conduct.devices > gpus:
         raise ResourceError(f"there are {gpus} GPUs, not {conduct.devices}", "give fewer as optimisation.devices")
     # Lightning advises on hardware that this machine lacks; what matters stands in the log.
@@ -371,7 +375,6 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     callbacks.append(ModelCheckpoint(checkpoints, last.stem, enable_version_counter=False, **when))
     if conduct.ema_decay is not None:
         # Where the network will be, which it is not yet when the average is made.
-        device = torch.device("cuda") if gpus else None
         callbacks.append(EMAWeightAveraging(device, decay=conduct.ema_decay))
     loggers: list[Logger] = [CSVLogger(folder, name="log")]
     if conduct.tensorboard:
@@ -381,9 +384,11 @@ def fit(training: Training, data: Chips, folder: Path, conduct: Conduct) -> PSPN
     trainer = lightning.Trainer(
         max_steps=training.schedule.steps,
         precision=conduct.precision,
+        # Else Lightning would take a Mac's GPU, where the weights' average is not.
+        accelerator=device.type,
         devices=conduct.devices,
         strategy="auto" if conduct.devices == 1 else "ddp",
-        sync_batchnorm=conduct.devices > 1 and torch.cuda.is_available(),
+        sync_batchnorm=conduct.devices > 1 and gpus > 0,
         # The samplers draw for each process by themselves.
         use_distributed_sampler=False,
         default_root_dir=folder,

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from lightning.pytorch.accelerators import MPSAccelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torchgeo.samplers import GridGeoSampler
@@ -439,3 +440,9 @@ def test_ctrl_c_says_where_and_how_to_go_on(corner: Pair, tmp_path: Path) -> Non
         run(corner, tmp_path, Stopped())
     assert caught.value.exit_code == 130
     assert "again" in str(caught.value)
+
+
+def test_a_mac_s_gpu_is_left_alone(corner: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MPSAccelerator, "is_available", lambda: True)
+    run(corner, tmp_path, fresh(), conduct=Conduct(ema_decay=0.9, quiet=True))
+    assert (tmp_path / "checkpoints" / "last.ckpt").is_file()
