@@ -224,6 +224,11 @@ class StripStore:
         return cells
 
 
+def reading_threads(device: torch.device) -> int:
+    """Say by how many threads to read: a GPU leaves the processors to them, a network on these does not."""
+    return 2 if device.type == "cpu" else cores()
+
+
 class Mapper:
     """Computes strips of a job by its network.
 
@@ -238,8 +243,7 @@ class Mapper:
     def __init__(self, job: MapJob, network: PSPNet) -> None:
         self.job = job
         self.batch = job.batch
-        # A GPU leaves the processors to the reading; a network on them does not.
-        self.reading_threads = 2 if job.device.type == "cpu" else cores()
+        self.reading_threads = reading_threads(job.device)
         card = job.bundle.card
         with telling_memory(job.device):
             self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
