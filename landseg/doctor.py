@@ -17,10 +17,9 @@ PACKAGES = ("torch", "rasterio", "shapely", "geopandas", "pyogrio", "numpy", "to
 def examine() -> dict[str, str]:
     """Gather versions, processors, memory, disk and drivers, each as a line of text."""
     device = choose_device("auto")
-    gpus = [
-        f"{torch.cuda.get_device_name(i)}, {torch.cuda.get_device_properties(i).total_memory / 1e9:.0f} GB"
-        for i in range(torch.cuda.device_count())
-    ]
+    # A driver that is too old for torch counts its GPUs all the same, and would fail at their names.
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count() * torch.cuda.is_available()))
+    gpus = [f"{p.name}, {p.total_memory / 1e9:.0f} GB, sm_{p.major}{p.minor}" for p in properties]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
     return {
         "landseg": __version__,
@@ -31,6 +30,7 @@ def examine() -> dict[str, str]:
         "memory": f"{memory / 1e9:.1f} GB",
         "disk here": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free",
         "gpu": "; ".join(gpus) or "none that torch can use",
+        "torch is built for": " ".join(torch.cuda.get_arch_list()) or "the CPU",
         "runs on": f"{device}, {str(choose_precision('auto', device)).removeprefix('torch.')}",
     }
 

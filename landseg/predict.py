@@ -1,6 +1,7 @@
 """Prediction: a batch of chips to class probabilities, on the device and at the precision that suit the machine."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
@@ -26,14 +27,28 @@ def choose_device(name: DeviceName) -> torch.device:
     ResourceError
         If a GPU was asked for and there is none that torch can use.
     """
-    if name == "cuda" and not torch.cuda.is_available():
+    usable = name != "cpu" and _has_usable_gpu()
+    if name == "cuda" and not usable:
         raise ResourceError(
             "there is no GPU that this torch can use",
             "leave out --device cuda to run on the CPU; 'landseg doctor' tells what torch sees",
         )
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if usable else "cpu")
     return torch.device(name)
+
+
+def _has_usable_gpu() -> bool:
+    """Tell whether torch sees a GPU and was built for its generation: on others its first sum would fail."""
+    if not torch.cuda.is_available():
+        return False
+    capability = torch.cuda.get_device_capability()
+    # Compiled for 8.0 (sm_80) it runs on 8.6, too; what is yet to be compiled (compute_80) runs on all later ones.
+    built = re.findall(r"(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+    return not built or any(
+        (int(major), int(minor)) <= capability and (kind == "compute" or int(major) == capability[0])
+        for kind, major, minor in built
+    )
 
 
 def choose_precision(name: Precision, device: torch.device) -> torch.dtype:
@@ -207,5 +222,9 @@ def telling_memory(device: torch.device) -> Iterator[None]:
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     # torch has a type for what its GPU allocator finds; pinned memory, CUDA's libraries and the CPU say it in words.
-    words = "can't allocate memory", "out of memory", "ALLOC_FAILED"
+    # Where none of cuDNN's algorithms gets the memory that it works in, torch says that it could not find one.
+    words = (
+        *("can't allocate memory", "out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED"),
+        *("unable to find an engine", "when calling `cublasCreate"),
+    )
     return isinstance(error, torch.OutOfMemoryError) or any(some in str(error) for some in words)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from landseg import __version__
+from landseg.doctor import examine
 from tests.conftest import Landseg, SceneMaker
 
 
@@ -155,6 +157,12 @@ def test_doctor(landseg: Landseg) -> None:
     assert findings["landseg"] == __version__
     assert "GTiff" in findings["gdal"]
     assert "runs on" in landseg("doctor").out
+
+
+def test_a_doctor_survives_a_driver_that_is_too_old_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert examine()["gpu"] == "none that torch can use"
 
 
 @pytest.mark.parametrize(

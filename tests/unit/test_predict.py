@@ -34,6 +34,9 @@ class Hungry(Doubling):
 
 
 GPU_FULL = torch.OutOfMemoryError("CUDA out of memory")
+CUDNN_FULL = RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED")
+NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
+NO_HANDLE = RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`")
 CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: 4 TB")
 
 
@@ -134,6 +137,9 @@ def test_memory_for_less_than_one_chip() -> None:
         (MemoryError(), "cpu", "main memory does not suffice"),
         (MemoryError(), "cuda:0", "main memory does not suffice"),
         (GPU_FULL, "cuda:0", "memory on cuda:0 does not suffice"),
+        (CUDNN_FULL, "cuda:0", "memory on cuda:0 does not suffice"),
+        (NO_ENGINE, "cuda:0", "memory on cuda:0 does not suffice"),
+        (NO_HANDLE, "cuda:0", "memory on cuda:0 does not suffice"),
     ],
 )
 def test_too_little_memory_is_told_by_where_it_is(error: Exception, device: str, says: str) -> None:
@@ -156,6 +162,29 @@ def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_device("auto") == CPU
     with pytest.raises(ResourceError, match="no GPU"):
         choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "expected"),
+    [
+        ((8, 6), "sm_75 sm_80 sm_90a", "cuda"),
+        ((8, 0), "sm_75 sm_86 sm_90", "cpu"),
+        ((7, 0), "sm_75 sm_80 sm_120", "cpu"),
+        ((12, 1), "sm_90 sm_120", "cuda"),
+        ((12, 0), "sm_80 compute_90", "cuda"),
+        ((9, 4), "gfx90a gfx942", "cuda"),
+    ],
+)
+def test_a_gpu_that_torch_is_not_built_for_is_none(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], built: str, expected: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", built.split)
+    assert choose_device("auto") == torch.device(expected)
+    if expected == "cpu":
+        with pytest.raises(ResourceError, match="no GPU"):
+            choose_device("cuda")
 
 
 @pytest.mark.parametrize(
