@@ -41,7 +41,7 @@ from distributed.utils import get_mp_context
 from landseg import __version__
 from landseg.errors import LandsegError, MemoryLimitError, ResourceError, SceneError
 from landseg.machine import cores
-from landseg.mapping import Advance, Compute, MapJob, Mapper, StripStore
+from landseg.mapping import Advance, Arrival, Compute, MapJob, Mapper, StripStore
 from landseg.model.pspnet import PSPNet
 from landseg.predict import DeviceName, Precision, choose_device, choose_precision
 from landseg.scene import is_as_described
@@ -93,7 +93,9 @@ def compute_by_scheduler(address: str) -> Compute:
 def _compute_by(connect: Callable[[], AbstractContextManager[Client]], *, are_ours: bool) -> Compute:
     """Compute strips by a cluster that is asked for when there is a strip to compute."""
 
-    def compute(job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance) -> Generator[int, None, None]:
+    def compute(
+        job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance
+    ) -> Generator[Arrival, None, None]:
         if indices:
             with connect() as client:
                 yield from _compute(client, job, store, indices, advance, are_ours=are_ours)
@@ -308,7 +310,7 @@ def _register(client: Client, plugin: _Strips) -> None:
 
 def _compute(
     client: Client, job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance, *, are_ours: bool
-) -> Generator[int, None, None]:
+) -> Generator[Arrival, None, None]:
     # Links are left as they are: they may lead elsewhere on the workers' machines.
     if Path(job.info.path).exists():
         job = replace(job, info=replace(job.info, path=str(Path(job.info.path).absolute())))
@@ -342,7 +344,7 @@ def _compute(
             advance(job.pixels(job.strips[index]), future.result())
             for _, upcoming_index in zip(idle(), upcoming, strict=False):
                 arriving.add(submit(upcoming_index))
-            yield index
+            yield index, None
     except LOST as error:
         raise ResourceError("the Dask scheduler was lost", "the same command goes on from what is finished") from error
     finally:

@@ -284,8 +284,8 @@ class Mapper:
         job = self.job
         return RasterScene(job.info, job.bands, job.grid, nodata_policy=job.nodata_policy)
 
-    def map_strip(self, index: int, store: StripStore, advance: Advance) -> None:
-        """Compute a strip and put it into the store.
+    def map_strip(self, index: int, store: StripStore, advance: Advance) -> Part:
+        """Compute a strip, put it into the store and give it.
 
         Raises
         ------
@@ -309,23 +309,27 @@ class Mapper:
                     advance(batch.core_px, len(batch.chips))
                     left -= batch.core_px
             parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]
-            store.save(index, Part.concatenate(parts), scene.lost if isinstance(scene, SalvagedScene) else set())
+            part = Part.concatenate(parts)
+            store.save(index, part, scene.lost if isinstance(scene, SalvagedScene) else set())
         advance(left, 0)
+        return part
 
 
-Compute = Callable[[MapJob, StripStore, Sequence[int], Advance], Generator[int, None, None]]
-"""Computes strips into a store and gives the index of each when it is there."""
+Arrival = tuple[int, Part | None]
+"""Index of a strip that is in the store, and the strip itself where it is at hand."""
+
+Compute = Callable[[MapJob, StripStore, Sequence[int], Advance], Generator[Arrival, None, None]]
+"""Computes strips into a store and tells when each is there."""
 
 
 def compute_here(
     job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance
-) -> Generator[int, None, None]:
+) -> Generator[Arrival, None, None]:
     """Compute strips in this process, one after the other."""
     # A generator's body begins with the first strip that is asked for: without one no network is loaded.
     mapper = Mapper(job, job.bundle.load_network())
     for index in indices:
-        mapper.map_strip(index, store, advance)
-        yield index
+        yield index, mapper.map_strip(index, store, advance)
 
 
 def map_rows(
@@ -363,12 +367,14 @@ def map_rows(
                 f"stopped with {len(finished)} of {count} strips done", "the same command goes on from there"
             )
 
-    def parts(arriving: Iterator[int], stop: Stop) -> Iterator[Part]:
+    def parts(arriving: Iterator[Arrival], stop: Stop) -> Iterator[Part]:
+        arrived: dict[int, Part | None] = {}
         for index in range(count):
             while index not in finished:
-                finished.add(next(arriving))
+                arrived.update([next(arriving)])
+                finished.update(arrived)
                 heed(stop)
-            yield store.load(index)
+            yield arrived.pop(index, None) or store.load(index)
         heed(stop)
 
     with Stop() as stop, closing(compute(job, store, missing, advance)) as arriving:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import geopandas
 import numpy as np
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
 from landseg.mapping import Mapper
+from landseg.mosaic import Part
 from landseg.outputs.paths import OutputPaths
 from landseg.run import Plan, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker, write_vrt
@@ -94,11 +96,11 @@ def test_finished_strips_are_not_computed_again(
     plan = build_plan(str(scene), tmp_path / "map.gpkg", config)
     map_strip, computed = Mapper.map_strip, []
 
-    def third_fails(mapper: Mapper, index: int, *rest: object) -> None:
+    def third_fails(mapper: Mapper, index: int, *rest: Any) -> Part:
         if len(computed) == 2:
             raise SceneError("the scene has vanished")
         computed.append(index)
-        map_strip(mapper, index, *rest)
+        return map_strip(mapper, index, *rest)
 
     monkeypatch.setattr(Mapper, "map_strip", third_fails)
     with pytest.raises(SceneError, match="vanished"):
@@ -110,7 +112,7 @@ def test_finished_strips_are_not_computed_again(
     finished[1].write_bytes(finished[1].read_bytes()[:-1000])
 
     computed.clear()
-    monkeypatch.setattr(Mapper, "map_strip", lambda *given: (computed.append(given[1]), map_strip(*given)))
+    monkeypatch.setattr(Mapper, "map_strip", lambda *given: (computed.append(given[1]), map_strip(*given))[1])
     outputs = execute(plan).outputs
     assert computed == list(range(1, len(map_job(plan).strips)))
     assert_same(outputs, undisturbed)
