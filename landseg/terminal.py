@@ -16,7 +16,7 @@ from landseg.hrefs import hide_secrets
 if TYPE_CHECKING:
     import pystac
 
-    from landseg.batch import Report
+    from landseg.batch.report import Report
     from landseg.mapping import Progress, ProgressCallback
     from landseg.model.bundle import Card
     from landseg.outputs import ClassArea

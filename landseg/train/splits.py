@@ -6,33 +6,27 @@ scenes, or blocks of a scene with a strip around them that no training chip ente
 
 import itertools
 import logging
-import math
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from affine import Affine
 from numpy.typing import NDArray
-from pyproj import Transformer
-from rasterio.windows import Window, intersect
-from rasterio.windows import bounds as window_bounds
+from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset
 from torchgeo.samplers import PreChippedGeoSampler, RandomGeoSampler
 
 from landseg.errors import TrainingDataError
-from landseg.grid import Grid, cells
 from landseg.train.augment import SMALLER_CHIPS
-from landseg.train.labels import IGNORED, MANY_VALUES, Bounds, LabelCodes, Labels, Value
+from landseg.train.ground import TOLERANCE_PX, Ground, count_labels, survey
+from landseg.train.labels import Bounds, LabelCodes
 from landseg.train.samples import (
     ModelInput,
     Pair,
     Pairs,
     Prepare,
     Sample,
-    TrainingScene,
     open_own_labels,
     open_pairs,
     open_scene,
@@ -46,10 +40,6 @@ CELLS_PER_CHIP = 4
 
 MOST_SHARED = 0.1
 """Part of a held-out scene's labels that may lie on or beside the training's: tiles often overlap a little."""
-
-_READ_PX = 1024
-# In pixels; what rounding leaves of coordinates is far less.
-_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,82 +133,6 @@ class EvenGeoSampler(RandomGeoSampler):
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Ground:
-    """A scene's pixels at the training's resolution, and how many of each class lie where.
-
-    Parameters
-    ----------
-    grid
-        The scene's, north up.
-    cell_px
-        Side of the cells that are counted in.
-    class_px
-        (rows of cells, cols of cells, K) int64.
-    """
-
-    grid: Grid
-    cell_px: int
-    class_px: NDArray[np.int64]
-
-    @property
-    def labelled(self) -> NDArray[np.bool_]:
-        """Whether a cell holds a label, (rows, cols) of cells."""
-        labelled: NDArray[np.bool_] = self.class_px.sum(axis=-1) > 0
-        return labelled
-
-    def cells(self, window: Window) -> tuple[slice, slice]:
-        """Find the cells whose centres lie in a window."""
-        rows, cols = (
-            slice(*np.searchsorted(_centres(size, self.cell_px), (start, start + length)))
-            for size, start, length in zip(
-                self.grid.shape,
-                (window.row_off, window.col_off),
-                (window.height, window.width),
-                strict=True,
-            )
-        )
-        return rows, cols
-
-    def bounds(self, window: Window) -> Bounds:
-        """Give a window's bounds in CRS units."""
-        left, bottom, right, top = window_bounds(window, self.grid.transform)
-        return left, bottom, right, top
-
-    def window(self, bounds: Bounds) -> Window:
-        """Give the smallest window of whole pixels around bounds; it may reach beyond the grid."""
-        corners = itertools.product((bounds[0], bounds[2]), (bounds[1], bounds[3]))
-        cols, rows = zip(*(~self.grid.transform @ corner for corner in corners), strict=True)
-        col, row = math.floor(min(cols) + _TOLERANCE), math.floor(min(rows) + _TOLERANCE)
-        return Window(col, row, math.ceil(max(cols) - _TOLERANCE) - col, math.ceil(max(rows) - _TOLERANCE) - row)
-
-    def shared_px(self, others: Sequence["_Ground"]) -> int:
-        """Count the labelled pixels in those cells whose centres lie in cells of other grounds with labels, too."""
-        rows, cols = np.nonzero(self.labelled)
-        ys, xs = (_centres(size, self.cell_px)[at] for size, at in zip(self.grid.shape, (rows, cols), strict=True))
-        places = _applied(self.grid.transform, xs, ys)
-        shared = np.zeros(len(rows), dtype=np.bool_)
-        for other in others:
-            to_other = Transformer.from_crs(self.grid.crs.to_wkt(), other.grid.crs.to_wkt(), always_xy=True)
-            x, y = _applied(~other.grid.transform, *to_other.transform(*places))
-            row, col = (np.floor(np.where(np.isfinite(at), at, -1)).astype(np.int64) for at in (y, x))
-            inside = (row >= 0) & (row < other.grid.shape[0]) & (col >= 0) & (col < other.grid.shape[1])
-            shared[inside] |= other.labelled[row[inside] // other.cell_px, col[inside] // other.cell_px]
-        return int(self.class_px[rows, cols].sum(axis=-1)[shared].sum())
-
-
-def _applied(
-    transform: Affine, x: NDArray[np.float64], y: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b, c, d, e, f, *_ = transform
-    return a * x + b * y + c, d * x + e * y + f
-
-
-def _centres(size: int, cell_px: int) -> NDArray[np.float64]:
-    edges = np.minimum(np.arange(0, size + cell_px, cell_px), size)
-    return (edges[:-1] + edges[1:]) / 2
-
-
 def open_splits(
     pairs: Sequence[Pair],
     codes: LabelCodes,
@@ -261,7 +175,7 @@ def open_splits(
     read_px = read_px or chip_px
     dataset = open_pairs(pairs, codes, model_input, vary=vary)
     cell_px = max(1, chip_px // CELLS_PER_CHIP)
-    grounds = _survey(dataset, codes, cell_px)
+    grounds = survey(dataset, codes, cell_px)
     for pair in held_out:
         _check_held_out(pair, codes, model_input, cell_px, grounds)
     validated: Pairs | None = None
@@ -277,7 +191,7 @@ def open_splits(
         closed = [ground.bounds(_widened(block, buffer_px)) for ground, block in blocks]
     elif validation:
         validated = open_pairs(validation, codes, model_input, like=dataset)
-        others = _survey(validated, codes, cell_px)
+        others = survey(validated, codes, cell_px)
         chips = [
             (pair, bounds)
             for pair, ground in enumerate(others)
@@ -325,28 +239,8 @@ def _no_room(validation: Sequence[Pair] | Blocks | None, chip_px: int, gsd_m: fl
     )
 
 
-def _survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[_Ground]:
-    """Count the labels of every pair by cells.
-
-    Raises
-    ------
-    TrainingDataError
-        If labels hold unknown values, or nothing is labelled.
-    """
-    grounds = [
-        _Ground(grid, cell_px, _counted(grid, scene, labels, codes, cell_px))
-        for scene, labels, grid in zip(dataset.scenes, dataset.labels, dataset.reading_grids, strict=True)
-    ]
-    if not any(ground.class_px.any() for ground in grounds):
-        raise TrainingDataError(
-            f"no pixel of the labels has a known class where the scenes are, {dataset.labels[0].path} to begin with",
-            "see data.label_values: value in the labels -> class name",
-        )
-    return grounds
-
-
 def _check_held_out(
-    pair: Pair, codes: LabelCodes, model_input: ModelInput, cell_px: int, training: Sequence[_Ground]
+    pair: Pair, codes: LabelCodes, model_input: ModelInput, cell_px: int, training: Sequence[Ground]
 ) -> None:
     """Open a pair as it will be mapped and compared, and see to it that it is no part of the training.
 
@@ -357,7 +251,7 @@ def _check_held_out(
     """
     scene = open_scene(pair.scene, model_input)
     labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
-    ground = _Ground(scene.grid, cell_px, _counted(scene.grid, scene, labels, codes, cell_px))
+    ground = Ground(scene.grid, cell_px, count_labels(scene.grid, scene, labels, codes, cell_px))
     if not ground.class_px.any():
         raise TrainingDataError(
             f"no pixel of {pair.labels} has a known class where the held-out scene {pair.scene} holds data",
@@ -374,37 +268,7 @@ def _check_held_out(
         log.warning("%s", what)
 
 
-def _counted(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes, cell_px: int) -> NDArray[np.int64]:
-    """Count labelled pixels where the scene holds data, (rows of cells, cols of cells, K) int64."""
-    classes, (rows, cols) = len(codes.names), grid.shape
-    counts = np.zeros((-(-rows // cell_px), -(-cols // cell_px), classes), dtype=np.int64)
-    unknown: Counter[Value | float] = Counter()
-    # Labels may cover little of a scene.
-    inside = _Ground(grid, cell_px, counts).window(labels.bounds)
-    side = cell_px * max(1, _READ_PX // cell_px)
-    all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float(scene.bands)
-    with scene.opened(grid) as pixels:
-        for _, window in cells(grid.window, side):
-            if not intersect(window, inside):
-                continue
-            reading = labels.read(Grid((window.height, window.width), grid.window_transform(window), grid.crs))
-            unknown += reading.unknown
-            if len(unknown) > MANY_VALUES:
-                break
-            known = reading.channels != IGNORED
-            if known.any() and not all_valid:
-                known &= pixels.read(window).valid
-            row, col = np.nonzero(known)
-            top, left = window.row_off // cell_px, window.col_off // cell_px
-            part = counts[top : top + side // cell_px, left : left + side // cell_px]
-            at = (row // cell_px * part.shape[1] + col // cell_px) * classes + reading.channels[row, col]
-            part += np.bincount(at, minlength=part.size).reshape(part.shape)
-    if unknown:
-        raise codes.explain(unknown, labels.path)
-    return counts
-
-
-def _choose(grounds: Sequence[_Ground], blocks: Blocks, chip_px: int, seed: int) -> list[tuple[_Ground, Window]]:
+def _choose(grounds: Sequence[Ground], blocks: Blocks, chip_px: int, seed: int) -> list[tuple[Ground, Window]]:
     """Choose the blocks to hold out among those that are labelled and hold a chip."""
     block_px = 3 * chip_px if blocks.block_px is None else blocks.block_px
     labelled = [
@@ -432,7 +296,7 @@ def _cut(shape: tuple[int, int], block_px: int) -> Iterator[Window]:
         yield Window(left, top, right - left, bottom - top)
 
 
-def _chips(ground: _Ground, block: Window, chip_px: int) -> Iterator[Bounds]:
+def _chips(ground: Ground, block: Window, chip_px: int) -> Iterator[Bounds]:
     """Cover a block with chips that see a label and lie within it; they overlap where it is no multiple of them."""
     if min(block.height, block.width) < chip_px:
         return
@@ -457,14 +321,14 @@ def _widened(window: Window, margin_px: int) -> Window:
     )
 
 
-def _padded(ground: _Ground, window: Window) -> Bounds:
+def _padded(ground: Ground, window: Window) -> Bounds:
     """Give a window's bounds, and so little more that rounding can't make it too small for a chip."""
     left, bottom, right, top = ground.bounds(window)
     transform = ground.grid.transform
-    return left, bottom, right + _TOLERANCE * transform.a, top - _TOLERANCE * transform.e
+    return left, bottom, right + TOLERANCE_PX * transform.a, top - TOLERANCE_PX * transform.e
 
 
-def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterator[Window]:
+def _regions(ground: Ground, chip_px: int, closed: Sequence[Window]) -> Iterator[Window]:
     """Give rectangles within which every chip is allowed, so that every allowed chip lies within one of them.
 
     A chip is allowed if it touches a labelled cell and no closed window. The pixels at which its upper left corner
@@ -498,9 +362,7 @@ def _regions(ground: _Ground, chip_px: int, closed: Sequence[Window]) -> Iterato
         yield Window(col, row, width - 1 + chip_px, height - 1 + chip_px)
 
 
-def _sees_a_label(
-    ground: _Ground, chip_px: int, tops: NDArray[np.int64], lefts: NDArray[np.int64]
-) -> NDArray[np.bool_]:
+def _sees_a_label(ground: Ground, chip_px: int, tops: NDArray[np.int64], lefts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Say for chips at all pairs of a top and a left side whether they touch a labelled cell, (tops, lefts)."""
     sums = np.pad(ground.labelled.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0)))
     (r0, r1), (c0, c1) = (
@@ -523,7 +385,7 @@ def _rectangles(mask: NDArray[np.bool_]) -> Iterator[tuple[int, int, int, int]]:
             begun[run] = row
 
 
-def _count(regions: Sequence[tuple[_Ground, Window]], grounds: Sequence[_Ground]) -> NDArray[np.int64]:
+def _count(regions: Sequence[tuple[Ground, Window]], grounds: Sequence[Ground]) -> NDArray[np.int64]:
     """Count the pixels of each class in the cells whose centres lie in a region."""
     total = np.zeros(grounds[0].class_px.shape[-1], dtype=np.int64)
     for ground in grounds:

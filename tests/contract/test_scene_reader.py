@@ -22,7 +22,7 @@ from rasterio.enums import ColorInterp
 from rasterio.errors import WarpOptionsError
 from rasterio.windows import Window
 
-import landseg.scene
+import landseg.scene.reader
 from landseg.errors import SceneError
 from landseg.grid import Grid
 from landseg.scene import (
@@ -280,7 +280,7 @@ def test_a_scene_that_can_t_be_resampled_is_not_read_as_it_is(
 
     info = describe_scene(str(make_scene(truth("uint8"))))
     with RasterScene(info, (1, 2, 3), info.grid.resampled((0.5, 0.5))) as scene:
-        monkeypatch.setattr(landseg.scene, "WarpedVRT", refuse)
+        monkeypatch.setattr(landseg.scene.reader, "WarpedVRT", refuse)
         for _ in range(2):
             with pytest.raises(SceneError, match="can't be read"):
                 everything(scene)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pyarrow.fs import FileSelector, S3FileSystem
 
 from landseg.checksums import checksum
-from landseg.scene import _stamp
+from landseg.scene.stamp import stamp_of
 from tests.conftest import ROOT, Landseg, SceneMaker
 
 SERVER = ROOT / ".venv-s3server"
@@ -99,8 +99,8 @@ def test_a_scene_on_s3_is_another_one_when_it_is_replaced(storage: S3FileSystem,
     stamps = []
     for content in (scene.read_bytes(), scene.read_bytes() + b"\0"):
         upload(storage, "maps/in put/scene.tif", content)
-        stamps.append(_stamp("s3://maps/in put/scene.tif"))
-    assert _stamp("/vsis3/maps/in put/scene.tif") == stamps[1]
+        stamps.append(stamp_of("s3://maps/in put/scene.tif"))
+    assert stamp_of("/vsis3/maps/in put/scene.tif") == stamps[1]
     assert [stamp[0] for stamp in stamps] == [scene.stat().st_size, scene.stat().st_size + 1]
     assert stamps[0][1] <= stamps[1][1]
 

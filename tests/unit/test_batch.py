@@ -20,8 +20,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 import landseg.batch
+import landseg.batch.due
 import landseg.region
-from landseg.batch import Report, find_scenes, load_pipeline, plan_jobs, run_batch
+from landseg.batch import load_pipeline, run_batch
+from landseg.batch.jobs import find_scenes, plan_jobs
+from landseg.batch.report import Report
 from landseg.catalog import open_catalog
 from landseg.catalog.search import SceneRef
 from landseg.catalog.validation import validate
@@ -448,7 +451,7 @@ def test_what_a_server_did_not_give_is_asked_for_again(
     manifest = json.loads(place.read_text())
     manifest["properties"]["landseg:lost_windows"] = [[0, 0, 32, 32]]
     place.write_text(json.dumps(manifest))
-    monkeypatch.setattr(landseg.batch, "is_remote", lambda href: remote and href.endswith(".tif"))
+    monkeypatch.setattr(landseg.batch.due, "is_remote", lambda href: remote and href.endswith(".tif"))
     report = run(write_pipeline(on_error="nodata", scenes={"files": [str(path) for path in two_scenes]}), dry_run=True)
     assert statuses(report) == {"a": status, "b": "current: nothing changed"}
 

@@ -20,13 +20,13 @@ from landseg.grid import Grid
 from landseg.scene import (
     RasterScene,
     SceneInfo,
-    _stamp,
     describe_scene,
     is_as_described,
     match_bands,
     value_ranges,
     working_grid,
 )
+from landseg.scene.stamp import stamp_of
 from tests.conftest import DEMO_SCENE, UTM40, SceneMaker, write_vrt
 
 RGB_NAMES = ("red", "green", "blue")
@@ -201,7 +201,7 @@ class TestStamp:
     def test_a_tile_that_vanishes_is_named(self, make_scene: SceneMaker, tmp_path: Path) -> None:
         path, gone = str(make_scene(GREY)), str(tmp_path / "gone.tif")
         with pytest.raises(SceneError, match=r"gone\.tif, a part of .*scene\.tif, can't be read"):
-            _stamp(path, (path, gone))
+            stamp_of(path, (path, gone))
 
 
 class TestMatchBands:
@@ -369,14 +369,14 @@ def test_a_server_that_fails_does_not_make_a_scene_another_one() -> None:
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}"
         try:
-            assert _stamp(f"{url}/405") == ()
+            assert stamp_of(f"{url}/405") == ()
             with pytest.raises(SceneError, match="can't be reached") as caught:
-                _stamp(f"{url}/503?sig=secret")
+                stamp_of(f"{url}/503?sig=secret")
             assert "secret" not in str(caught.value)
             # As base64 has user:p@ss.
-            assert _stamp(f"http://user:p%40ss@127.0.0.1:{server.server_port}/200") == ("Basic dXNlcjpwQHNz",)
+            assert stamp_of(f"http://user:p%40ss@127.0.0.1:{server.server_port}/200") == ("Basic dXNlcjpwQHNz",)
         finally:
             server.shutdown()
             thread.join()
     with pytest.raises(SceneError, match="can't be reached"):
-        _stamp("http://127.0.0.1:1/a.tif")
+        stamp_of("http://127.0.0.1:1/a.tif")
