@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+import torch
 from numpy.typing import NDArray
 
 from landseg.config import RunConfig
@@ -194,6 +195,20 @@ def test_strips_of_another_run_are_not_used(scene: Path, config: RunConfig, tmp_
     before = key()
     os.utime(scene, (1, 1))
     assert key() != before
+
+
+def test_strips_of_another_model_or_grid_are_not_used(scene: Path, config: RunConfig, tmp_path: Path) -> None:
+    job = map_job(build_plan(str(scene), tmp_path / "map.gpkg", config))
+    bundle = job.bundle
+    jobs = [
+        job,
+        replace(job, bundle=replace(bundle, sha256="0" * 64)),
+        replace(job, bundle=replace(bundle, card=replace(bundle.card, temperature=2.0))),
+        replace(job, grid=job.grid.shrunk(100)),
+        replace(job, ranges=((0.0, 100.0),) * 3),
+        replace(job, device=torch.device("meta")),
+    ]
+    assert len({one.key for one in jobs}) == len(jobs)
 
 
 def test_strips_are_gone_on_with_whatever_memory_is_free_now(scene: Path, small_bundle: Path, tmp_path: Path) -> None:
