@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
-from landseg.mapping import Mapper
+from landseg.mapping import Mapper, Progress
 from landseg.outputs.paths import OutputPaths
 from landseg.run import Plan, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker, write_vrt
@@ -95,25 +95,31 @@ def test_finished_strips_are_not_computed_again(
     plan = build_plan(str(scene), tmp_path / "map.gpkg", config)
     map_strip, computed = Mapper.map_strip, []
 
-    def third_fails(mapper: Mapper, index: int, *rest: object) -> None:
-        if len(computed) == 2:
+    def fourth_fails(mapper: Mapper, index: int, *rest: object) -> None:
+        if len(computed) == 3:
             raise SceneError("the scene has vanished")
         computed.append(index)
         map_strip(mapper, index, *rest)
 
-    monkeypatch.setattr(Mapper, "map_strip", third_fails)
+    monkeypatch.setattr(Mapper, "map_strip", fourth_fails)
     with pytest.raises(SceneError, match="vanished"):
         execute(plan)
-    assert computed == [0, 1]
+    assert computed == [0, 1, 2]
     finished = sorted(tmp_path.rglob("*.npz"))
-    assert len(finished) == 2
-    # As a power cut may leave it, in spite of its name.
+    assert len(finished) == 3
+    # As a power cut may leave them, in spite of their names: one cut short, one with a hole.
     finished[1].write_bytes(finished[1].read_bytes()[:-1000])
+    content = bytearray(finished[2].read_bytes())
+    content[len(content) // 2] ^= 255
+    finished[2].write_bytes(content)
 
     computed.clear()
     monkeypatch.setattr(Mapper, "map_strip", lambda *given: (computed.append(given[1]), map_strip(*given)))
-    outputs = execute(plan).outputs
+    progress: list[Progress] = []
+    outputs = execute(plan, progress.append).outputs
     assert computed == list(range(1, len(map_job(plan).strips)))
+    done = [step.done for step in progress if step.stage == "map"]
+    assert 0 < done[0] < done[-1] == plan.grid.size
     assert_same(outputs, undisturbed)
 
 
