@@ -72,6 +72,7 @@ def _http_stamp(url: str) -> tuple[str, ...]:
             headers = (answer.headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length"))
             return tuple(value for value in headers if value)
     except HTTPError as error:
+        error.close()  # it is the answer, too
         # Refused for good: the server, or the signature in the URL, is for GET alone.
         if error.code in (400, 401, 403, 404, 405, 501):
             return ()

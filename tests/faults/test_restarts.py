@@ -19,11 +19,12 @@ import numpy as np
 import pytest
 import rasterio
 import tifffile
+import torch
 from numpy.typing import NDArray
 
 from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
-from landseg.mapping import Mapper
+from landseg.mapping import Mapper, Progress
 from landseg.mosaic import Part
 from landseg.outputs.paths import OutputPaths
 from landseg.run import Plan, build_plan, execute, map_job
@@ -96,25 +97,31 @@ def test_finished_strips_are_not_computed_again(
     plan = build_plan(str(scene), tmp_path / "map.gpkg", config)
     map_strip, computed = Mapper.map_strip, []
 
-    def third_fails(mapper: Mapper, index: int, *rest: Any) -> Part:
-        if len(computed) == 2:
+    def fourth_fails(mapper: Mapper, index: int, *rest: Any) -> Part:
+        if len(computed) == 3:
             raise SceneError("the scene has vanished")
         computed.append(index)
         return map_strip(mapper, index, *rest)
 
-    monkeypatch.setattr(Mapper, "map_strip", third_fails)
+    monkeypatch.setattr(Mapper, "map_strip", fourth_fails)
     with pytest.raises(SceneError, match="vanished"):
         execute(plan)
-    assert computed == [0, 1]
+    assert computed == [0, 1, 2]
     finished = sorted(tmp_path.rglob("*.npz"))
-    assert len(finished) == 2
-    # As a power cut may leave it, in spite of its name.
+    assert len(finished) == 3
+    # As a power cut may leave them, in spite of their names: one cut short, one with a hole.
     finished[1].write_bytes(finished[1].read_bytes()[:-1000])
+    content = bytearray(finished[2].read_bytes())
+    content[len(content) // 2] ^= 255
+    finished[2].write_bytes(content)
 
     computed.clear()
     monkeypatch.setattr(Mapper, "map_strip", lambda *given: (computed.append(given[1]), map_strip(*given))[1])
-    outputs = execute(plan).outputs
+    progress: list[Progress] = []
+    outputs = execute(plan, progress.append).outputs
     assert computed == list(range(1, len(map_job(plan).strips)))
+    done = [step.done for step in progress if step.stage == "map"]
+    assert 0 < done[0] < done[-1] == plan.grid.size
     assert_same(outputs, undisturbed)
 
 
@@ -196,6 +203,20 @@ def test_strips_of_another_run_are_not_used(scene: Path, config: RunConfig, tmp_
     before = key()
     os.utime(scene, (1, 1))
     assert key() != before
+
+
+def test_strips_of_another_model_or_grid_are_not_used(scene: Path, config: RunConfig, tmp_path: Path) -> None:
+    job = map_job(build_plan(str(scene), tmp_path / "map.gpkg", config))
+    bundle = job.bundle
+    jobs = [
+        job,
+        replace(job, bundle=replace(bundle, sha256="0" * 64)),
+        replace(job, bundle=replace(bundle, card=replace(bundle.card, temperature=2.0))),
+        replace(job, grid=job.grid.shrunk(100)),
+        replace(job, ranges=((0.0, 100.0),) * 3),
+        replace(job, device=torch.device("meta")),
+    ]
+    assert len({one.key for one in jobs}) == len(jobs)
 
 
 def test_strips_are_gone_on_with_whatever_memory_is_free_now(scene: Path, small_bundle: Path, tmp_path: Path) -> None:

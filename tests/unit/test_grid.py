@@ -78,6 +78,13 @@ def test_a_resampled_grid_covers_the_same_ground(factors: tuple[float, float], s
     assert abs(grid.bounds[2] - right) <= width / 2
 
 
+def test_a_shrunk_grid_covers_the_same_ground() -> None:
+    grid = Grid((100, 30), NORTH_UP.transform @ Affine.rotation(30), UTM40)
+    small = grid.shrunk(7)
+    assert small.shape == (7, 2)
+    np.testing.assert_allclose(small.corners, grid.corners, rtol=0, atol=1e-6)
+
+
 def test_lonlat_outline() -> None:
     # The demo's grid, whose centre `rio info` puts at 55.41209, 25.16340.
     outline = Grid((1632, 1528), Affine(1, 0, 339200, 0, -1, 2784800), UTM40).lonlat_outline(16)

@@ -269,13 +269,19 @@ class TestWorkingGrid:
         own = Grid((300, 200), Affine(degrees, 0, lon, 0, -1e-5, lat), CRS.from_epsg(4326))
         grid = working_grid(info(own), 1.0)
         assert grid.crs.to_epsg() == epsg
-        assert grid.gsd_m == pytest.approx(own.gsd_m, rel=0.02) or grid.gsd_m == pytest.approx(1.0, rel=0.02)
+        assert (grid.transform.a, grid.transform.e) == (1, -1)
         # It covers the scene: every corner lies within.
         left, bottom, right, top = rasterio.warp.transform_bounds(own.crs, grid.crs, *own.bounds)
         assert grid.bounds[0] <= left
         assert grid.bounds[1] <= bottom
         assert grid.bounds[2] >= right
         assert grid.bounds[3] >= top
+
+    @pytest.mark.parametrize(("step", "force_gsd"), [(0.95e-5, False), (1.2e-5, True)])
+    def test_degrees_keep_their_size_where_metres_would(self, step: float, force_gsd: bool) -> None:
+        own = Grid((300, 200), Affine(step, 0, 55.3, 0, -step, 25.2), CRS.from_epsg(4326))
+        assert abs(own.gsd_m - 1) > 0.002
+        assert working_grid(info(own), 1.0, force_gsd=force_gsd).transform.a == own.gsd_m
 
     def test_nowhere_on_earth(self) -> None:
         with pytest.raises(CrsError):
@@ -355,7 +361,7 @@ def test_the_warning_names_no_code_that_is_not_the_scenes(
 
 class _Refusing(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
-        self.send_response(int(self.path[1:]))
+        self.send_response(int(self.path[1:4]))
         self.send_header("ETag", self.headers.get("Authorization", ""))
         self.end_headers()
 
@@ -369,8 +375,9 @@ def test_a_server_that_fails_does_not_make_a_scene_another_one() -> None:
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}"
         try:
-            assert stamp_of(f"{url}/405") == ()
-            with pytest.raises(SceneError, match="can't be reached") as caught:
+            # S3 signs URLs for GET alone, and refuses HEAD with 403.
+            assert {stamp_of(f"{url}/{code}") for code in (400, 401, 403, 404, 405, 501)} == {()}
+            with pytest.raises(SceneError, match="its server answers 503") as caught:
                 stamp_of(f"{url}/503?sig=secret")
             assert "secret" not in str(caught.value)
             # As base64 has user:p@ss.

@@ -107,6 +107,12 @@ def test_the_arrow_turns_with_the_grid(degrees: float) -> None:
     assert ahead[1] - origin[1] == pytest.approx(10, abs=0.01)
 
 
+def test_the_arrow_does_not_turn_with_the_shape_of_pixels() -> None:
+    square = grid((200, 200), 30)
+    oblong = Grid((200, 100), square.transform @ Affine.scale(2, 1), UTM)
+    assert oblong.north == pytest.approx(square.north, abs=1e-4)
+
+
 @pytest.mark.parametrize(("most", "expected"), [(1.0, 1), (1.99, 1), (2, 2), (4999, 2000), (5000, 5000), (0.3, 0.2)])
 def test_scales_are_round(most: float, expected: float) -> None:
     assert _round_length(most) == pytest.approx(expected)

@@ -24,7 +24,10 @@ SHAPES[85:95, 65:69] = 0
 def polygons_at(
     folder: Path, crs: CRS, origin: tuple[float, float], labels: NDArray[np.uint8] = SHAPES, pixel: float = 100
 ) -> Polygons:
-    grid = Grid(labels.shape, Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), crs)
+    return polygons_on(folder, Grid(labels.shape, Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), crs), labels)
+
+
+def polygons_on(folder: Path, grid: Grid, labels: NDArray[np.uint8] = SHAPES) -> Polygons:
     rows, cols = labels.shape
     profile = {"driver": "GTiff", "count": 1, "height": rows, "width": cols, "dtype": "uint8"}
     with rasterio.open(folder / "labels.tif", "w", **profile) as file:
@@ -58,6 +61,15 @@ def on_geod(polygon: shapely.Polygon, epsg: int) -> tuple[float, float]:
 )
 def test_agrees_with_geodesics(tmp_path: Path, epsg: int, origin: tuple[float, float]) -> None:
     polygons = polygons_at(tmp_path, CRS.from_epsg(epsg), origin)
+    expected = [on_geod(polygon, epsg) for polygon in polygons.geometry]
+    assert polygons.area_m2 == pytest.approx([area for area, _ in expected], rel=1e-4)
+    assert polygons.perimeter_m == pytest.approx([perimeter for _, perimeter in expected], rel=1e-4)
+
+
+@pytest.mark.parametrize("epsg", [32640, 3857])
+def test_turned_pixels_that_are_no_squares_are_measured_alike(tmp_path: Path, epsg: int) -> None:
+    turned = Affine.translation(820_000, 6_600_000) @ Affine.rotation(30) @ Affine.scale(100, -40)
+    polygons = polygons_on(tmp_path, Grid(SHAPES.shape, turned, CRS.from_epsg(epsg)))
     expected = [on_geod(polygon, epsg) for polygon in polygons.geometry]
     assert polygons.area_m2 == pytest.approx([area for area, _ in expected], rel=1e-4)
     assert polygons.perimeter_m == pytest.approx([perimeter for _, perimeter in expected], rel=1e-4)

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from landseg.grid import Grid
-from landseg.polygons import Polygons, polygonize
+from landseg.polygons import Merging, Polygons, polygonize
 from landseg.polygons.strips import projected_bytes, threads_within
 
 UTM = CRS.from_epsg(32640)
 NORTH_UP = Affine(2, 0, 500_000, 0, -2, 2_700_000)
 ROTATED = Affine(0.3 * np.cos(0.6), 0.3 * np.sin(0.6), 500_000.1, 0.3 * np.sin(0.6), -0.3 * np.cos(0.6), 2_700_000.7)
 SOUTH_UP = Affine(2, 0, 500_000, 0, 2, 2_700_000)
+OBLONG = Affine(4, 0, 500_000, 0, -1, 2_700_000)
 
 NOISE = np.random.default_rng(7).integers(0, 4, (61, 83)).astype(np.uint8)
 
@@ -102,6 +103,26 @@ def test_a_long_side_has_its_neighbours_corners(tmp_path: Path) -> None:
     above, *_ = polygons_of(tmp_path, [[1, 1, 1, 1], [2, 3, 3, 2]]).geometry
     lower = sorted(x for x, y in above.exterior.coords[:-1] if y == 2_699_998)
     assert lower == [500_000, 500_002, 500_006, 500_008]
+
+
+def test_borders_are_as_long_as_they_are_on_the_ground(tmp_path: Path) -> None:
+    # Above, 3 has one side of 4 m; on its left, two of 1 m.
+    labels = [[2, 1, 1], [2, 3, 0], [2, 3, 0]]
+    polygons = polygons_of(tmp_path, labels, transform=OBLONG, merging=Merging(0, {3: 100.0}))
+    assert polygons.class_id.tolist() == [2, 1]
+    assert shapely.area(polygons.geometry).tolist() == [12, 16]
+
+
+def test_oblong_pixels_are_simplified_within_the_tolerance(tmp_path: Path) -> None:
+    # Stairs one pixel of 4 m wide: cutting their corners would move them by more than a metre.
+    labels = np.ones((40, 12), np.uint8)
+    for row in range(40):
+        labels[row, : row // 5 + 2] = 2
+    exact, simplified = (
+        polygons_of(tmp_path, labels, transform=OBLONG, tolerance_m=tolerance).geometry for tolerance in (0.0, 1.0)
+    )
+    distances = shapely.hausdorff_distance(shapely.boundary(simplified), shapely.boundary(exact))
+    assert distances.max() <= 1 + 1e-6
 
 
 @pytest.mark.parametrize("strip_rows", [1, 8, 61])

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torchgeo.samplers import GridGeoSampler
 
+from landseg.chips import Normalisation
 from landseg.errors import RunInterruptedError, TrainingDataError
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.train.augment import Augmentation
@@ -268,6 +269,14 @@ def test_the_average_of_the_weights_is_what_is_kept(corner: Pair, tmp_path: Path
     # And so it is when a training that has ended is called again.
     again = run(corner, tmp_path, fresh(), conduct=Conduct(ema_decay=0.9, quiet=True))
     assert all(torch.equal(again[name], tensor) for name, tensor in kept.items())
+
+
+def test_pixels_are_normalised_as_for_mapping() -> None:
+    training, image = fresh(), 255 * torch.rand((2, 3, 4, 5), generator=torch.Generator().manual_seed(0))
+    card = [tuple(values.flatten().tolist()) for values in (training.mean, training.std)]
+    mapped = Normalisation.of(((0.0, 255.0),) * 3, *card)
+
+    torch.testing.assert_close(training.normalise(image), mapped(image, torch.ones((2, 4, 5), dtype=torch.bool)))
 
 
 def test_an_average_leaves_the_normalisation_as_it_was(corner: Pair, tmp_path: Path) -> None:
