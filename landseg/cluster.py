@@ -264,7 +264,7 @@ class _Strips(WorkerPlugin):
                 if self.mapper is None:
                     self.mapper = Mapper(self.job, self.network)
                 self.mapper.batch = self.job.batch if tries < TRIES else 1
-                self.mapper.map_strip(index, store, count)
+                store.save(index, *self.mapper.map_strip(index, count))
             except (MemoryError, MemoryLimitError) as error:
                 if tries < TRIES:
                     log.warning("strip %d found too little memory; trying it again", index)

@@ -12,6 +12,7 @@ import signal
 import threading
 import zipfile
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -284,15 +285,20 @@ class Mapper:
         job = self.job
         return RasterScene(job.info, job.bands, job.grid, nodata_policy=job.nodata_policy)
 
-    def map_strip(self, index: int, store: StripStore, advance: Advance) -> Part:
-        """Compute a strip, put it into the store and give it.
+    def map_strip(self, index: int, advance: Advance) -> tuple[Part, set[tuple[int, int]]]:
+        """Compute a strip.
+
+        Returns
+        -------
+        tuple
+            The strip, and the cells of the grid that could not be read; see `landseg.scene.SalvagedScene`.
 
         Raises
         ------
         SceneError
             If the scene can't be read and that is not to become nodata.
         ResourceError
-            If disk or memory run out.
+            If memory runs out.
         """
         job = self.job
         strip = job.strips[index]
@@ -310,26 +316,35 @@ class Mapper:
                     left -= batch.core_px
             parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]
             part = Part.concatenate(parts)
-            store.save(index, part, scene.lost if isinstance(scene, SalvagedScene) else set())
         advance(left, 0)
-        return part
+        return part, scene.lost if isinstance(scene, SalvagedScene) else set()
 
 
 Arrival = tuple[int, Part | None]
-"""Index of a strip that is in the store, and the strip itself where it is at hand."""
+"""Index of a strip, and the strip itself where it is at hand; else it is in the store."""
 
 Compute = Callable[[MapJob, StripStore, Sequence[int], Advance], Generator[Arrival, None, None]]
-"""Computes strips into a store and tells when each is there."""
+"""Computes strips into a store and tells of each when it is computed; all are there when it ends or is closed."""
 
 
 def compute_here(
     job: MapJob, store: StripStore, indices: Sequence[int], advance: Advance
 ) -> Generator[Arrival, None, None]:
-    """Compute strips in this process, one after the other."""
-    # A generator's body begins with the first strip that is asked for: without one no network is loaded.
+    """Compute strips in this process, one after the other; each is saved while the next one is computed."""
+    if not indices:
+        return
     mapper = Mapper(job, job.bundle.load_network())
-    for index in indices:
-        yield index, mapper.map_strip(index, store, advance)
+    saving: Future[None] | None = None
+    # However it is left, it waits for what is being saved.
+    with ThreadPoolExecutor(1, thread_name_prefix="save") as pool:
+        for index in indices:
+            part, lost = mapper.map_strip(index, advance)
+            if saving is not None:
+                saving.result()
+            saving = pool.submit(store.save, index, part, lost)
+            yield index, part
+        if saving is not None:
+            saving.result()
 
 
 def map_rows(
@@ -361,21 +376,25 @@ def map_rows(
         progress = replace(progress, done=progress.done + pixels, chips=progress.chips + chips)
         on_progress(progress)
 
-    def heed(stop: Stop) -> None:
-        if stop.is_asked:
-            raise RunInterruptedError(
-                f"stopped with {len(finished)} of {count} strips done", "the same command goes on from there"
-            )
+    def parts(arriving: Generator[Arrival, None, None], stop: Stop) -> Iterator[Part]:
+        def heed() -> None:
+            if stop.is_asked:
+                # Waits for what is under way.
+                arriving.close()
+                done = sum(map(store.has, range(count)))
+                raise RunInterruptedError(
+                    f"stopped with {done} of {count} strips done", "the same command goes on from there"
+                )
 
-    def parts(arriving: Iterator[Arrival], stop: Stop) -> Iterator[Part]:
         arrived: dict[int, Part | None] = {}
         for index in range(count):
             while index not in finished:
                 arrived.update([next(arriving)])
                 finished.update(arrived)
-                heed(stop)
+                heed()
             yield arrived.pop(index, None) or store.load(index)
-        heed(stop)
+        arrived.update(arriving)  # the last one may still be being saved
+        heed()
 
     with Stop() as stop, closing(compute(job, store, missing, advance)) as arriving:
         yield from join(parts(arriving, stop), job.bundle.card.legend.class_ids)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from landseg import cluster as landseg_cluster
 from landseg.config import RunConfig
 from landseg.errors import MemoryLimitError, ResourceError, SceneError, UsageError
-from landseg.mapping import Mapper, Progress
+from landseg.mapping import Advance, Mapper, Progress, StripStore
 from landseg.run import Plan, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker
 
@@ -225,13 +226,13 @@ class Poison(WorkerPlugin):
     def setup(self, worker: object) -> None:  # noqa: ARG002
         map_strip, deadly_batch, error = Mapper.map_strip, self.deadly_batch, self.error
 
-        def poisoned(mapper: Mapper, index: int, *rest: object) -> None:
+        def poisoned(mapper: Mapper, index: int, advance: Advance) -> Any:
             if index == 2 and mapper.batch >= deadly_batch:
                 if error is not None:
                     raise error
                 os._exit(1)
             logging.getLogger("landseg").warning("strip %d is on its way", index)
-            map_strip(mapper, index, *rest)
+            return map_strip(mapper, index, advance)
 
         Mapper.map_strip = poisoned  # type: ignore[method-assign]
 
@@ -279,14 +280,14 @@ class DeathAfterStrip(WorkerPlugin):
     name = "death after strip"
 
     def setup(self, worker: object) -> None:  # noqa: ARG002
-        map_strip = Mapper.map_strip
+        save = StripStore.save
 
-        def deadly(mapper: Mapper, index: int, *rest: object) -> None:
-            map_strip(mapper, index, *rest)
+        def deadly(store: StripStore, index: int, *strip: Any) -> None:
+            save(store, index, *strip)
             if index == 1:
                 os._exit(1)
 
-        Mapper.map_strip = deadly  # type: ignore[method-assign]
+        StripStore.save = deadly  # type: ignore[method-assign]
 
 
 def test_a_finished_strip_is_not_computed_again_when_its_worker_s_answer_is_lost(

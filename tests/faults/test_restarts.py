@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 
 from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
-from landseg.mapping import Mapper, Progress
-from landseg.mosaic import Part
+from landseg.mapping import Advance, Mapper, Progress
 from landseg.outputs.paths import OutputPaths
 from landseg.run import Plan, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker, write_vrt
@@ -97,11 +96,11 @@ def test_finished_strips_are_not_computed_again(
     plan = build_plan(str(scene), tmp_path / "map.gpkg", config)
     map_strip, computed = Mapper.map_strip, []
 
-    def fourth_fails(mapper: Mapper, index: int, *rest: Any) -> Part:
+    def fourth_fails(mapper: Mapper, index: int, advance: Advance) -> Any:
         if len(computed) == 3:
             raise SceneError("the scene has vanished")
         computed.append(index)
-        return map_strip(mapper, index, *rest)
+        return map_strip(mapper, index, advance)
 
     monkeypatch.setattr(Mapper, "map_strip", fourth_fails)
     with pytest.raises(SceneError, match="vanished"):
@@ -263,10 +262,10 @@ def test_a_signal_in_the_last_strip_stops_as_well(
     last = len(plan.strips) - 1
     map_strip = Mapper.map_strip
 
-    def interrupted(mapper: Mapper, index: int, *rest: object) -> None:
-        map_strip(mapper, index, *rest)  # type: ignore[arg-type]
+    def interrupted(mapper: Mapper, index: int, advance: Advance) -> Any:
         if index == last:
             os.kill(os.getpid(), signal.SIGTERM)
+        return map_strip(mapper, index, advance)
 
     monkeypatch.setattr(Mapper, "map_strip", interrupted)
     with pytest.raises(RunInterruptedError, match=f"stopped with {last + 1} of {last + 1} strips done"):
