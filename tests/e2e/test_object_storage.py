@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_what_is_there_is_replaced_when_that_is_asked_for(storage: S3FileSystem,
 def test_an_upload_that_fails_is_gone_on_with(
     storage: S3FileSystem, here: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from landseg.mapping import Mapper
+    from landseg.mapping import Advance, Mapper
     from landseg.outputs.storage import StorageFolder
 
     upload_all, map_strip, computed = StorageFolder.upload, Mapper.map_strip, []
@@ -173,9 +174,9 @@ def test_an_upload_that_fails_is_gone_on_with(
         # As if the bucket had gone by then.
         upload_all(StorageFolder("gone", ""), files[2:])
 
-    def counted(*given: object) -> None:
-        computed.append(given[1])
-        map_strip(*given)  # type: ignore[arg-type]
+    def counted(mapper: Mapper, index: int, advance: Advance) -> Any:
+        computed.append(index)
+        return map_strip(mapper, index, advance)
 
     monkeypatch.setattr(StorageFolder, "upload", cut_short)
     monkeypatch.setattr(Mapper, "map_strip", counted)
