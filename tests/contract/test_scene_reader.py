@@ -148,6 +148,14 @@ def with_mask_of_int16(make: SceneMaker) -> Path:
     return make(truth("int16"), valid=half_valid())
 
 
+def with_mask_of_float32(make: SceneMaker) -> Path:
+    return make(truth("float32"), valid=half_valid())
+
+
+def with_nodata_of_float32(make: SceneMaker) -> Path:
+    return make(np.where(half_valid(), truth("float32"), np.float32(-9999)), nodata=-9999)
+
+
 def with_mask_beside_nodata(make: SceneMaker) -> Path:
     data = truth("uint8").clip(1)
     data[:, :, 60:] = 0
@@ -204,6 +212,8 @@ VALIDITY: list[Callable[[SceneMaker], Path]] = [
     with_mask,
     with_mask_of_four_bands,
     with_mask_of_int16,
+    with_mask_of_float32,
+    with_nodata_of_float32,
     with_mask_beside_nodata,
     with_mask_beside_alpha,
     with_nodata_beside_alpha,

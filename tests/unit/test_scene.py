@@ -262,7 +262,15 @@ class TestWorkingGrid:
 
     @pytest.mark.parametrize(
         ("lon", "lat", "epsg"),
-        [(55.3, 25.2, 32640), (-70.6, -33.4, 32719), (179.99, 10, 32660), (10, 86, 5041), (10, -85, 5042)],
+        [
+            (55.3, 25.2, 32640),
+            (-70.6, -33.4, 32719),
+            (179.99, 10, 32660),
+            (10, 86, 5041),
+            (10, -85, 5042),
+            # Its centre alone lies in the zone.
+            (53.9992, 0.0012, 32740),
+        ],
     )
     def test_degrees_are_brought_to_a_local_grid_in_metres(self, lon: float, lat: float, epsg: int) -> None:
         degrees = 1e-5 / np.cos(np.radians(lat))

@@ -55,10 +55,12 @@ def test_changes_that_are_not_in_a_product_yet_are_not_put_into_the_new_one(tmp_
     with pytest.raises(OutputExistsError, match=f"changes of another program beside it, {journal.name}"):
         check_writable(final, [final], overwrite=True)
     with Drafts(final) as drafts:
-        drafts.path(final).write_text("new")
+        for product in (raster := tmp_path / "a.tif", final):
+            drafts.path(product).write_text("new")
         with pytest.raises(OutputExistsError):
-            drafts.publish([final])
+            drafts.publish([raster, final])
     assert (final.read_text(), journal.read_text()) == ("old", "changes")
+    assert not raster.exists()
 
 
 def test_a_second_run_on_the_same_output_is_refused(tmp_path: Path) -> None:
@@ -108,6 +110,7 @@ def test_what_an_interrupted_run_kept_is_left_to_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "a.gpkg.landseg"]
     with Drafts(final, kept="key") as drafts:
         assert list(drafts.kept.iterdir()) == [strips]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_product_needs_overwrite(tmp_path: Path) -> None:

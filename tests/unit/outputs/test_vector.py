@@ -156,8 +156,10 @@ def test_the_database_says_what_its_fields_mean(geopackage: Path) -> None:
             "SELECT title, description FROM gpkg_data_columns WHERE table_name = 'landuse' AND column_name = 'area_m2'"
         ).fetchall()
         (about,) = database.execute("SELECT description FROM gpkg_contents WHERE table_name = 'landuse'").fetchone()
+        tables = database.execute("SELECT DISTINCT table_name FROM gpkg_data_columns").fetchall()
     assert described == [("Area (m²)", "Square metres on the ellipsoid, without the holes")]
     assert "area_m2: Square metres on the ellipsoid, without the holes" in about
+    assert sorted(tables) == [("class_areas",), ("landuse",)]
 
 
 def test_an_index_that_does_not_fit_into_memory_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,12 +27,14 @@ def polygons_at(
     return polygons_on(folder, Grid(labels.shape, Affine(pixel, 0, origin[0], 0, -pixel, origin[1]), crs), labels)
 
 
-def polygons_on(folder: Path, grid: Grid, labels: NDArray[np.uint8] = SHAPES) -> Polygons:
+def polygons_on(folder: Path, grid: Grid, labels: NDArray[np.uint8] = SHAPES, tolerance_m: float = 0.0) -> Polygons:
     rows, cols = labels.shape
     profile = {"driver": "GTiff", "count": 1, "height": rows, "width": cols, "dtype": "uint8"}
     with rasterio.open(folder / "labels.tif", "w", **profile) as file:
         file.write(labels, 1)
-    return Polygons.concatenate(polygonize(folder / "labels.tif", grid, work=folder, threads=1))
+    return Polygons.concatenate(
+        polygonize(folder / "labels.tif", grid, work=folder, tolerance_m=tolerance_m, threads=1)
+    )
 
 
 def on_geod(polygon: shapely.Polygon, epsg: int) -> tuple[float, float]:
@@ -73,6 +75,17 @@ def test_turned_pixels_that_are_no_squares_are_measured_alike(tmp_path: Path, ep
     expected = [on_geod(polygon, epsg) for polygon in polygons.geometry]
     assert polygons.area_m2 == pytest.approx([area for area, _ in expected], rel=1e-4)
     assert polygons.perimeter_m == pytest.approx([perimeter for _, perimeter in expected], rel=1e-4)
+
+
+def test_slopes_across_turned_pixels_are_measured_alike(tmp_path: Path) -> None:
+    turned = Affine.translation(820_000, 6_600_000) @ Affine.rotation(30) @ Affine.scale(100, -40)
+    labels = np.tri(120, 160, dtype=np.uint8)
+    polygons = polygons_on(tmp_path, Grid(labels.shape, turned, CRS.from_epsg(32640)), labels, tolerance_m=60)
+    (triangle,) = polygons.geometry
+    assert len(triangle.exterior.coords) < 10
+    area, perimeter = on_geod(triangle, 32640)
+    assert polygons.area_m2 == pytest.approx([area], rel=1e-4)
+    assert polygons.perimeter_m == pytest.approx([perimeter], rel=1e-4)
 
 
 def test_the_180th_meridian_is_really_crossed() -> None:

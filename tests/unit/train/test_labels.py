@@ -19,7 +19,7 @@ from rasterio.features import shapes
 
 from landseg.errors import TrainingDataError
 from landseg.grid import Grid
-from landseg.train.labels import IGNORED, LabelCodes, Labels, open_labels
+from landseg.train.labels import IGNORED, LabelCodes, Labels, open_labels, overlap
 
 NAMES = ("building", "land", "water")
 CODES = LabelCodes({0: "building", 1: "land", 9: "water"}, NAMES)
@@ -433,6 +433,13 @@ def test_polygons_of_another_place_are_refused(tmp_path: Path, epsg: int) -> Non
     error = refusal(save(tmp_path / "labels.gpkg", frame))
 
     assert error.what == f"the labels {tmp_path / 'labels.gpkg'} do not overlap the scene"
+
+
+@pytest.mark.parametrize("beside", [(10, 0, 20, 10), (-10, 0, 0, 10), (0, 10, 10, 20), (0, -10, 10, 0)])
+def test_ground_on_any_side_of_another_is_not_shared(beside: tuple[float, float, float, float]) -> None:
+    left, bottom, right, top = beside
+    assert not overlap((0, 0, 10, 10), beside)
+    assert overlap((0, 0, 10, 10), (left - 1, bottom - 1, right + 1, top + 1))
 
 
 @pytest.mark.parametrize("content", [None, "hello", '{"type": "FeatureCollection", "features": ['])

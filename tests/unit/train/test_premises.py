@@ -211,6 +211,11 @@ def test_polygons_are_told_by_what_they_are_and_not_by_their_file(keys: Keys, tm
 
     assert refusal(keys) == "the labels zones.gpkg of city.tif"
 
+    shapes[0] = shapely.box(edges[0], bottom, edges[1] - 1, top)
+    draw(NAMES)
+
+    assert refusal(keys) == "the labels zones.gpkg of city.tif"
+
 
 def test_weights_to_begin_with_are_told_by_their_content(keys: Keys, tmp_path: Path) -> None:
     def save(name: str) -> Path:

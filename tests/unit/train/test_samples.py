@@ -109,6 +109,20 @@ def test_samples_have_the_pixels_that_mapping_sees(
     assert grid.gsd_m == pytest.approx(1.0, rel=2e-3)
 
 
+@pytest.mark.parametrize(("width", "height"), [(1.0, 0.95), (0.95, 1.0)])
+def test_a_scene_of_oblong_pixels_is_read_to_its_edges(
+    tmp_path: Path, pixels: NDArray[np.uint8], values: NDArray[np.uint8], width: float, height: float
+) -> None:
+    transform = Affine(width, 0, 500_000, 0, -height, 2_800_000)
+    scene, labels = (write(tmp_path / f"{len(data)}.tif", data, transform=transform) for data in (pixels, values))
+
+    dataset = open_pairs([Pair(scene, labels)], CODES, ModelInput(1.0))
+    sample = dataset[500_000 : 500_000 + 96 * width, 2_800_000 - 64 * height : 2_800_000]
+
+    np.testing.assert_array_equal(sample["image"], pixels)
+    np.testing.assert_array_equal(sample["mask"], recoded(values)[0])
+
+
 SPECKLE = np.random.default_rng(5).integers(300, 3001, (3, 64, 96), dtype=np.uint16)
 
 

@@ -386,6 +386,18 @@ def test_blocks_of_which_none_is_left_are_refused(tmp_path: Path) -> None:
     assert "block_px" in error.hint
 
 
+@pytest.mark.parametrize("shape", [(10, 160), (160, 10)])
+def test_scenes_that_hold_no_chip_have_no_blocks(tmp_path: Path, shape: tuple[int, int]) -> None:
+    pairs = [make_pair(tmp_path, "a", halves(80, 80)), make_pair(tmp_path, "b", halves(*shape), left=1000)]
+
+    splits = open_splits(
+        pairs, CODES, ModelInput(1.0), chip_px=16, validation=Blocks(share=0.25, block_px=40, buffer_px=0), seed=2
+    )
+
+    # One of the four blocks of the scene that is large enough.
+    assert len(held_out(splits)) == 9
+
+
 def test_a_buffer_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     error = refusal([make_pair(tmp_path, "a", halves(64, 96))], validation=Blocks(block_px=32, buffer_px=90))
 
