@@ -405,6 +405,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.is_asked = False
+        self._is_insisted = False
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -413,12 +414,16 @@ class Stop:
             self._former = {number: signal.signal(number, self._hear) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        if self._is_insisted and not isinstance(error, KeyboardInterrupt):
+            # Libraries in C make an error of their own of an interruption.
+            raise KeyboardInterrupt from error
 
     def _hear(self, _number: int, _frame: FrameType | None) -> None:
         if self.is_asked:
+            self._is_insisted = True
             raise KeyboardInterrupt
         self.is_asked = True
         log.warning("stopping when this strip is done; once more to stop at once")

@@ -273,6 +273,21 @@ def test_a_signal_in_the_last_strip_stops_as_well(
     assert not plan.outputs.manifest.exists()
 
 
+def test_a_second_signal_stops_at_once_whatever_a_library_makes_of_it(
+    scene: Path, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def insisted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("could not determine the shape of object type") from None
+
+    monkeypatch.setattr(Mapper, "map_strip", insisted)
+    with pytest.raises(RunInterruptedError, match="nothing was written"):
+        execute(build_plan(str(scene), tmp_path / "map.gpkg", config))
+
+
 def test_a_signal_stops_the_command_at_the_next_strip(
     scene: Path, config: RunConfig, undisturbed: OutputPaths, small_bundle: Path, landseg: Landseg, tmp_path: Path
 ) -> None:
