@@ -244,7 +244,6 @@ class Mapper:
     def __init__(self, job: MapJob, network: PSPNet) -> None:
         self.job = job
         self.batch = job.batch
-        self.reading_threads = reading_threads(job.device)
         card = job.bundle.card
         with telling_memory(job.device):
             self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
@@ -272,7 +271,7 @@ class Mapper:
             self.job.tiling,
             batch=self.batch,
             chip_rows=strip.chip_rows,
-            threads=self.reading_threads,
+            threads=reading_threads(self.job.device),
         )
         arriving = batches if self.copying is None else on_gpu(batches, self.copying)
         with closing(batches), closing(arriving):

@@ -109,7 +109,7 @@ def survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[Ground]:
         If labels hold unknown values, or nothing is labelled.
     """
     grounds = [
-        Ground(grid, cell_px, count_labels(grid, scene, labels, codes, cell_px))
+        count_labels(grid, scene, labels, codes, cell_px)
         for scene, labels, grid in zip(dataset.scenes, dataset.labels, dataset.reading_grids, strict=True)
     ]
     if not any(ground.class_px.any() for ground in grounds):
@@ -120,10 +120,8 @@ def survey(dataset: Pairs, codes: LabelCodes, cell_px: int) -> list[Ground]:
     return grounds
 
 
-def count_labels(
-    grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes, cell_px: int
-) -> NDArray[np.int64]:
-    """Count labelled pixels where the scene holds data, (rows of cells, cols of cells, K) int64.
+def count_labels(grid: Grid, scene: TrainingScene, labels: Labels, codes: LabelCodes, cell_px: int) -> Ground:
+    """Count the labelled pixels of a grid where the scene holds data.
 
     Raises
     ------
@@ -132,9 +130,10 @@ def count_labels(
     """
     classes, (rows, cols) = len(codes.names), grid.shape
     counts = np.zeros((-(-rows // cell_px), -(-cols // cell_px), classes), dtype=np.int64)
+    ground = Ground(grid, cell_px, counts)
     unknown: Counter[Value | float] = Counter()
     # Labels may cover little of a scene.
-    inside = Ground(grid, cell_px, counts).window(labels.bounds)
+    inside = ground.window(labels.bounds)
     side = cell_px * max(1, _READ_PX // cell_px)
     all_valid = scene.info.grid == grid and scene.info.validity == "none" and not scene.info.is_float(scene.bands)
     with scene.opened(grid) as pixels:
@@ -155,4 +154,4 @@ def count_labels(
             part += np.bincount(at, minlength=part.size).reshape(part.shape)
     if unknown:
         raise codes.explain(unknown, labels.path)
-    return counts
+    return ground

@@ -251,7 +251,7 @@ def _check_held_out(
     """
     scene = open_scene(pair.scene, model_input)
     labels = open_own_labels(pair, codes, scene.grid.crs, scene.grid.bounds)
-    ground = Ground(scene.grid, cell_px, count_labels(scene.grid, scene, labels, codes, cell_px))
+    ground = count_labels(scene.grid, scene, labels, codes, cell_px)
     if not ground.class_px.any():
         raise TrainingDataError(
             f"no pixel of {pair.labels} has a known class where the held-out scene {pair.scene} holds data",
