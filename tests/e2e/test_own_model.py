@@ -226,7 +226,7 @@ def test_evaluate_and_calibrate_read_a_scene_as_run_does(
 def test_a_temperature_is_for_one_view(landseg: Landseg, corner: Pair, tmp_path: Path) -> None:
     options = tmp_path / "options.yaml"
     options.write_text("views: 2")
-    arguments = ("models", "calibrate", "pspnet-r18-dubai", "--scene", corner.scene, "--labels", corner.labels)
+    arguments = ("models", "calibrate", "pspnet-r50-dubai", "--scene", corner.scene, "--labels", corner.labels)
     arguments += ("--label-values", "0=building,1=land,2=road,3=vegetation,4=water", "--quiet")
 
     for name, given in (("one", ()), ("two", ("--config", options))):

@@ -132,7 +132,7 @@ def test_the_file_that_a_scene_is_a_part_of_as_output(
 
 
 def test_an_unknown_model(refused: Refusal, scene: Path) -> None:
-    assert "pspnet-r18-dubai" in refused(scene, model="pspnet-r99", code=2).err
+    assert "pspnet-r50-dubai" in refused(scene, model="pspnet-r99", code=2).err
 
 
 @pytest.fixture

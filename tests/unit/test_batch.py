@@ -576,7 +576,7 @@ def test_names_follow_the_template() -> None:
     (job,) = plan_jobs(pipeline(name="{date}/{collection}_{scene}", format=".fgb"), [march])
     assert job.out == Path("maps/2026-03-04/sentinel_S2A-31.fgb")
     (job,) = plan_jobs(pipeline(name="{scene}-{model}"), [SceneRef("a.b", "a.b.tif")])
-    assert job.out == Path("maps/a.b-pspnet-r18-dubai.gpkg")
+    assert job.out == Path("maps/a.b-pspnet-r50-dubai.gpkg")
     months = [SceneRef("city", f"{place}/2026-0{n}/city.tif") for n, place in ((1, "in"), (2, "https://x.org"))]
     with pytest.raises(UsageError, match=r"\{folder\}-\{scene\}"):
         plan_jobs(pipeline(), months)
@@ -732,7 +732,7 @@ def test_relative_paths_start_at_the_pipeline_s_file(tmp_path: Path) -> None:
     assert config.scenes.files == (f"{tmp_path}/a.tif", "https://x.org/b.tif")
     assert config.scenes.catalog is not None
     assert config.scenes.catalog.url == f"{tmp_path}/../catalog.json"
-    assert config.model == "pspnet-r18-dubai"
+    assert config.model == "pspnet-r50-dubai"
 
 
 def test_the_environment_comes_before_the_file(write_pipeline: WritePipeline, caplog: pytest.LogCaptureFixture) -> None:

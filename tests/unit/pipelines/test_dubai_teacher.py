@@ -25,7 +25,8 @@ def test_the_teacher_is_made_of_published_weights_and_teaches(tmp_path: Path) ->
     config["data"] |= {"root": str(DEMO_SCENE.parent), "training": [pair], "held_out": []}
     del config["data"]["validation"]
     config |= {"chip_px": 48, "out": str(tmp_path / "runs")}
-    config["optimisation"] |= {"steps": 2, "coarse_steps": 1, "batch": 2, "checkpoint_every": 2, "loader_workers": 0}
+    short = {"steps": 2, "coarse_steps": 1, "batch": 2, "checkpoint_every": 2, "loader_workers": 0}
+    config["optimisation"] |= short | {"initial_weights": None}
     config["optimisation"]["teacher"]["models"] = [str(tmp_path / "teacher.pt")]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
