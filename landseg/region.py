@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +23,10 @@ from landseg.machine import cores
 from landseg.outputs import ClassArea, counted
 from landseg.outputs.drafts import Drafts, check_space
 from landseg.outputs.manifest import write_manifest
+from landseg.outputs.paths import OutputPaths
 from landseg.outputs.raster import LabelRaster, read_labels
 from landseg.outputs.style import write_style
-from landseg.outputs.vector import companions, draw_layer, layer_products
+from landseg.outputs.vector import draw_layer
 from landseg.polygons.merge import Merging
 from landseg.polygons.strips import PIXELS_AT_ONCE, threads_within
 from landseg.scene import RasterScene, describe_scene
@@ -52,7 +52,7 @@ class Part:
     name
         The map's.
     raster
-        Labels and confidence, as a run writes them, with the manifest beside it.
+        Path or URL of labels and confidence, as a run writes them, with the manifest beside it.
     date
         When its scene was taken; None if that is not known.
     cloud_cover
@@ -60,9 +60,14 @@ class Part:
     """
 
     name: str
-    raster: Path
+    raster: str
     date: datetime | None = None
     cloud_cover: float | None = None
+
+    @property
+    def manifest(self) -> str:
+        """Path or URL of the map's manifest."""
+        return self.raster.removesuffix(".tif") + ".json"
 
 
 def in_order(parts: Sequence[Part], rule: MergeRule) -> list[Part]:
@@ -146,7 +151,7 @@ def merge_rows(
     """
     rows, cols = grid.shape
     step = strip_rows or max(1, PIXELS_AT_ONCE // cols)
-    infos = [describe_scene(str(part.raster)) for part in in_order(parts, rule)]
+    infos = [describe_scene(part.raster) for part in in_order(parts, rule)]
     windows = [grid.window_of(info.grid) for info in infos]
     readers: dict[int, RasterScene] = {}
     try:
@@ -189,10 +194,7 @@ def write_region(
     parts: Sequence[Part],
     rule: MergeRule,
     *,
-    polygons: Path,
-    raster: Path,
-    manifest: Path,
-    picture: Path | None,
+    outputs: OutputPaths,
     legend: Legend,
     merging: Merging,
     simplify_m: float,
@@ -206,8 +208,8 @@ def write_region(
     ----------
     parts, rule
         What to merge, and how.
-    polygons, raster, manifest, picture
-        Where the products go; no picture is drawn if its place is None.
+    outputs
+        Where the products go.
     legend
         Of all the maps.
     merging, simplify_m
@@ -224,11 +226,11 @@ def write_region(
     SceneError
         If a map can't be read, or none has a valid pixel.
     DiskError
-        If there is too little room.
+        If there is too little room, or a product can't be put into its place.
     """
-    grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
+    polygons, raster, picture = outputs.polygons, outputs.raster, outputs.picture
+    grid = region_grid([describe_scene(part.raster).grid for part in parts])
     check_space(polygons.parent, 3 * grid.size)
-    sidecar, style = raster.with_name(raster.name + ".aux.xml"), raster.with_suffix(".qml")
     title = f"Land use of {polygons.stem}"
     with Drafts(polygons) as drafts:
         valid_pixels = 0
@@ -239,7 +241,7 @@ def write_region(
         if valid_pixels == 0:
             raise EmptySceneError(f"the maps of {polygons.stem} hold no valid pixel")
         merged.publish(drafts.path(raster))
-        write_style(drafts.path(style), legend)
+        write_style(drafts.path(outputs.style), legend)
         areas = draw_layer(
             drafts.path(polygons),
             drafts.path(raster),
@@ -250,7 +252,6 @@ def write_region(
             tolerance_m=simplify_m,
             threads=threads_within(polygons_bytes, grid.shape[1], cores()),
         )
-        products = {**layer_products(polygons), "raster": raster, "raster-classes": sidecar, "style": style}
         if picture is not None:
             from landseg.outputs.picture import PICTURE_PX, draw_picture  # matplotlib is slow to import
 
@@ -265,20 +266,16 @@ def write_region(
                 title=title,
                 source=f"{counted(len(parts), 'scene')}; where they overlap, the {rule} counts",
             )
-            products["picture"] = picture
         write_manifest(
-            drafts.path(manifest),
+            drafts.path(outputs.manifest),
             grid=grid,
             legend=legend,
             areas=areas,
-            products={key: drafts.path(product) for key, product in products.items()},
+            products={key: drafts.path(product) for key, product in outputs.assets.items()},
             title=title,
-            sources=[
-                from_folder(str(part.raster.with_suffix(".json")), manifest.parent) for part in in_order(parts, rule)
-            ],
+            sources=[from_folder(part.manifest, outputs.folder) for part in in_order(parts, rule)],
             versions=versions,
             properties={**properties, "landseg:valid_pixels": valid_pixels},
         )
-        optional = () if picture is None else (picture,)
-        drafts.publish((sidecar, style, raster, *optional, *companions(polygons), polygons, manifest))
+        outputs.publish(drafts)
     return areas

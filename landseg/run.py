@@ -34,9 +34,9 @@ from landseg.errors import (
     UsageError,
 )
 from landseg.grid import Grid, Strip, Tiling, epsg_code, windows_of
-from landseg.hrefs import from_folder, is_remote
+from landseg.hrefs import from_folder
 from landseg.legend import NODATA
-from landseg.machine import ahead, available_bytes, cache_folder, cores
+from landseg.machine import ahead, available_bytes, cores
 from landseg.mapping import (
     BATCHES_PER_STRIP,
     Compute,
@@ -57,7 +57,6 @@ from landseg.outputs.manifest import write_manifest
 from landseg.outputs.paths import OutputPaths, check_places
 from landseg.outputs.project import write_project
 from landseg.outputs.raster import BLOCK_PX, LabelRaster, read_labels
-from landseg.outputs.storage import StorageFolder
 from landseg.outputs.style import write_style
 from landseg.outputs.vector import check_format, draw_layer
 from landseg.polygonizing import check_minima, merging_of
@@ -278,7 +277,7 @@ def build_plan(scene: str, out: Path | str, config: RunConfig) -> Plan:
     ResourceError
         If the device asked for is not there.
     """
-    outputs = _outputs(out, config)
+    outputs = outputs_of(out, config)
     check_format(outputs.polygons)
     bundle, device, dtype = check_config(config)
     card = bundle.card
@@ -302,17 +301,15 @@ def build_plan(scene: str, out: Path | str, config: RunConfig) -> Plan:
     return _fitted(plan)
 
 
-def _outputs(out: Path | str, config: RunConfig) -> OutputPaths:
-    """Say where the products go: to a path, or by way of a work folder to object storage."""
-    storage = None
-    if is_remote(str(out)):
-        storage, name = StorageFolder.around(str(out))
-        out = storage.below(config.work_folder or cache_folder() / "s3") / name
-    elif config.work_folder is not None:
-        raise UsageError(
-            f"--work-folder is of no use for {out}", "only outputs on object storage (s3://) are not made beside it"
-        )
-    return OutputPaths.of(Path(out), picture=config.picture, project=config.qgis_project, storage=storage)
+def outputs_of(out: Path | str, config: RunConfig) -> OutputPaths:
+    """Say where the products go: to a path, or by way of a work folder to object storage.
+
+    Raises
+    ------
+    UsageError
+        If it is no URL of a file on S3, or a work folder is named for what needs none.
+    """
+    return OutputPaths.of(out, picture=config.picture, project=config.qgis_project, work_folder=config.work_folder)
 
 
 def check_config(config: RunConfig) -> tuple[Bundle, torch.device, torch.dtype]:
@@ -495,11 +492,9 @@ def _execute(plan: Plan, on_progress: ProgressCallback) -> Result:
             versions=versions(),
             properties=_provenance(plan, job.ranges, valid_pixels, lost),
         )
-        if outputs.storage is None:
-            drafts.publish(outputs.all)
-        else:
+        if outputs.storage is not None:
             on_progress(Progress("upload"))
-            outputs.storage.upload([drafts.path(product) for product in outputs.all])
+        outputs.publish(drafts)
     return Result(outputs, areas, manifest)
 
 

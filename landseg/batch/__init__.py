@@ -19,7 +19,17 @@ from filelock import FileLock, Timeout
 from landseg.batch.due import check_polygons, why_due
 from landseg.batch.jobs import Job, find_scenes, plan_jobs
 from landseg.batch.region import map_region
-from landseg.batch.report import Entry, Report, internal_error, post, tell, write_report
+from landseg.batch.report import (
+    REPORT_FILE,
+    Entry,
+    Report,
+    internal_error,
+    leave_report,
+    post,
+    report_place,
+    tell,
+    write_report,
+)
 from landseg.catalog import add_item, has_item
 from landseg.catalog.items import read_item
 from landseg.config import PipelineConfig, RunConfig, load_config, override_by_environment
@@ -72,19 +82,22 @@ def run_batch(
     Raises
     ------
     UsageError
-        If no scene is found, two would have the same map, or an option does not make sense.
+        If no scene is found, two would have the same map, an option does not make sense, or there is no such bucket.
     BundleError
         If the model can't be used.
     CatalogError
         If the catalog of scenes can't be read.
     ResourceError
-        If the output folder can't be written to, another batch is at work in it, or the device is not there.
+        If the output folder or bucket can't be written to, another batch is at work in it, or the device is not there.
     RunInterruptedError
         If it was stopped; the report is written.
     """
     started, clock = datetime.now(UTC), time.monotonic()
     # What would fail every scene is said once.
+    path, storage = report_place(pipeline)
     bundle, _, _ = check_config(pipeline.run_config())
+    if storage is not None:
+        storage.sizes([REPORT_FILE])
     scenes, idle = find_scenes(pipeline)
     jobs = plan_jobs(pipeline, scenes)
     entries = {job.name: Entry(job.name, hide_secrets(job.scene.href), "due", "not reached") for job in jobs}
@@ -104,7 +117,10 @@ def run_batch(
         if pipeline.merge is not None:
             entries[pipeline.merge.name] = map_region(pipeline, pipeline.merge, bundle, jobs, entries, dry_run=True)
         return report()
-    with _locked(pipeline.out):
+    with _locked(path.parent):
+        if storage is not None:
+            # Nothing is mapped for a bucket that can't be written to.
+            write_report(pipeline, report(finished=False))
         try:
             for entry in _work_off(jobs, pipeline, on_progress, sleep):
                 note(entry)
@@ -113,12 +129,12 @@ def run_batch(
             if pipeline.catalog is not None:
                 note(_add_to_catalog(pipeline.catalog, entries.values()))
         except (KeyboardInterrupt, RunInterruptedError) as error:
-            note(write_report(pipeline, report(finished=False)))
+            note(leave_report(pipeline, report(finished=False)))
             mapped = report().counts.get("mapped", 0)
             raise RunInterruptedError(
                 f"stopped; {mapped} of {counted(len(jobs), 'scene')} mapped by then", "run it again to go on"
             ) from error
-        note(write_report(pipeline, report()))
+        note(leave_report(pipeline, report()))
     done = report()
     log.info("%s", done.line, extra={FACTS: {"event": "finished", "counts": done.counts}})
     if pipeline.webhook is not None:
@@ -151,15 +167,15 @@ def _attempt(job: Job, config: RunConfig, on_progress: ProgressCallback | None, 
     clock = time.monotonic()
     entry = Entry(job.name, hide_secrets(job.scene.href), "failed", "", attempts=attempt)
     try:
-        plan = build_plan(job.scene.href, job.out, config)
+        plan = build_plan(job.scene.href, job.outputs.place(job.outputs.polygons), config)
         due = why_due(plan)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=plan.outputs.places)
         check_polygons(plan.outputs)
         if on_progress is None:
             return replace(entry, status="due", why=due)
-        with writing(job.out.parent):
-            job.out.parent.mkdir(parents=True, exist_ok=True)
+        with writing(job.outputs.polygons.parent):
+            job.outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
         check(plan)
         log.info("%s: mapping (%s)", entry.name, due, extra={FACTS: {"event": "start", "name": entry.name, "why": due}})
         execute(plan, on_progress)
@@ -201,7 +217,7 @@ def _add_to_catalog(catalog: Path, entries: Iterable[Entry]) -> Entry | None:
     try:
         for entry in entries:
             if entry.status in ("mapped", "current"):
-                item = read_item(Path(entry.outputs[-1]))
+                item = read_item(entry.outputs[-1])
                 item.id = entry.name.replace("/", "-")
                 if entry.status == "mapped" or not has_item(catalog, item, "maps"):
                     add_item(catalog, item, "maps")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from glob import glob, has_magic
 from pathlib import Path
 
-from landseg.batch.report import REPORT_FILE
+from landseg.batch.report import report_place
 from landseg.catalog.search import SceneRef, search
 from landseg.config import PipelineConfig
 from landseg.errors import UsageError
@@ -15,6 +15,7 @@ from landseg.hrefs import hide_secrets, is_remote, stem
 from landseg.outputs.paths import OutputPaths
 from landseg.outputs.vector import driver_of
 from landseg.region import Part, in_order
+from landseg.run import outputs_of
 
 log = logging.getLogger(__name__)
 
@@ -24,16 +25,16 @@ _UNFIT = re.compile(r"[^\w.+-]+")
 
 @dataclass(frozen=True)
 class Job:
-    """A scene, the name of its map, and the place of the map's polygons."""
+    """A scene, the name of its map, and where the map's products go."""
 
     scene: SceneRef
     name: str
-    out: Path
+    outputs: OutputPaths
 
     @property
     def part(self) -> Part:
         """The map as a part of a region's."""
-        raster = OutputPaths.of(self.out).raster
+        raster = self.outputs.place(self.outputs.raster)
         return Part(self.name, raster, self.scene.date, self.scene.cloud_cover)
 
 
@@ -54,11 +55,12 @@ def find_scenes(pipeline: PipelineConfig) -> tuple[list[SceneRef], dict[str, str
     CatalogError
         If the catalog can't be read.
     """
+    report, _ = report_place(pipeline)
     paths: dict[str, None] = {}
     idle: dict[str, str] = {}
     for path in pipeline.scenes.files:
         is_pattern = has_magic(path) and not is_remote(path) and not Path(path).exists()
-        found, why = _matches(path, pipeline.out) if is_pattern else ([path], "")
+        found, why = _matches(path, report.parent) if is_pattern else ([path], "")
         paths |= dict.fromkeys(found)
         if not found:
             idle[path] = why
@@ -100,14 +102,14 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
             "model": stem(pipeline.model),
         }
         name = pipeline.name.format(**{part: _UNFIT.sub("-", text) for part, text in parts.items()})
-        out = checked_place(name, pipeline)
+        outputs = checked_place(name, pipeline)
         if name in jobs:
             raise UsageError(
-                f"{jobs[name].scene.href} and {scene.href} would both be mapped to {out}",
+                f"{jobs[name].scene.href} and {scene.href} would both be mapped to {outputs.place(outputs.polygons)}",
                 "tell them apart by the pipeline's key 'name', for instance by "
                 + ("{collection}-{scene}" if scene.collection else "{folder}-{scene}"),
             )
-        jobs[name] = Job(scene, name, out)
+        jobs[name] = Job(scene, name, outputs)
     if pipeline.merge is not None:
         checked_place(pipeline.merge.name, pipeline)
         if pipeline.merge.name in jobs:
@@ -116,18 +118,19 @@ def plan_jobs(pipeline: PipelineConfig, scenes: Sequence[SceneRef]) -> list[Job]
     return list(jobs.values())
 
 
-def checked_place(name: str, pipeline: PipelineConfig) -> Path:
-    """Give a map's place.
+def checked_place(name: str, pipeline: PipelineConfig) -> OutputPaths:
+    """Say where a map's products go.
 
     Raises
     ------
     UsageError
         If it is none, lies elsewhere, is the report's or a catalog's, or of no known format.
     """
-    out = pipeline.out / (name + pipeline.format)
-    taken = [(pipeline.out / REPORT_FILE).resolve(), pipeline.catalog and pipeline.catalog.resolve()]
-    manifest = OutputPaths.of(out).manifest.resolve()
-    if not name or not manifest.is_relative_to(pipeline.out.resolve()) or manifest in taken:
+    report, _ = report_place(pipeline)
+    taken = [report.resolve(), pipeline.catalog and pipeline.catalog.resolve()]
+    outputs = outputs_of(pipeline.place(name + pipeline.format), pipeline.run_config())
+    manifest = outputs.manifest.resolve()
+    if not name or not manifest.is_relative_to(report.parent.resolve()) or manifest in taken:
         raise UsageError(f"a map can't be called '{name}' here", "change the pipeline's key 'name' or 'merge.name'")
-    driver_of(out)
-    return out
+    driver_of(outputs.polygons)
+    return outputs

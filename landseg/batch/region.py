@@ -5,10 +5,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from landseg.batch.due import check_polygons, why_incomplete, why_stale
+from landseg.batch.due import check_polygons, why_stale
 from landseg.batch.jobs import Job, checked_place
 from landseg.batch.report import Entry, internal_error
 from landseg.config import MergeConfig, PipelineConfig, RunConfig
@@ -16,10 +15,9 @@ from landseg.errors import LandsegError
 from landseg.model.bundle import Bundle
 from landseg.outputs import counted
 from landseg.outputs.drafts import writing
-from landseg.outputs.manifest import read_manifest
 from landseg.outputs.paths import OutputPaths, check_places
 from landseg.polygonizing import merging_of
-from landseg.region import Part, write_region
+from landseg.region import write_region
 from landseg.run import UNRECORDED, base_bytes, memory_budget, model_record, versions
 
 log = logging.getLogger(__name__)
@@ -37,44 +35,40 @@ def map_region(
     """Make one map of those that are there; a dry run says what would be done."""
     clock = time.monotonic()
     entry = Entry(merge.name, counted(len(jobs), "scene"), "failed", "")
-    outputs = OutputPaths.of(checked_place(merge.name, pipeline), picture=pipeline.picture)
+    # No project is made of a region.
+    config = pipeline.run_config().model_copy(update={"qgis_project": False})
+    outputs = replace(checked_place(merge.name, pipeline), project=None)
     if any(entries[job.name].status == "due" for job in jobs):
         return replace(entry, status="due", why="its scenes change")
     try:
-        config = pipeline.run_config()
         failed = [job for job in jobs if entries[job.name].status == "failed"]
-        missing = [job.name for job in failed if not _has_former_map(job, bundle, config)]
-        parts = [job.part for job in jobs if job.name not in missing]
-        if not parts:
+        missing = [job.name for job in failed if not _has_former_map(job, bundle, pipeline.run_config())]
+        mapped = [job for job in jobs if job.name not in missing]
+        if not mapped:
             return replace(entry, why="none of its scenes has a map")
-        gone = sorted(_former_parts(outputs.manifest) - {job.name for job in jobs})
+        gone = sorted(_former_parts(outputs) - {job.name for job in jobs})
         if gone:
             log.warning("%s: %s no longer among the scenes", merge.name, _are(gone))
-        made_of = {"rule": merge.rule, "parts": [_fingerprint(part) for part in parts], "missing": missing}
-        # No project is made of a region.
-        config = config.model_copy(update={"qgis_project": False})
-        due = why_stale(outputs.manifest, {"landseg:merge": made_of}, "its scenes changed", bundle, config)
-        due = due or why_incomplete(outputs.manifest, outputs.all[:-1])
+        made_of = {"rule": merge.rule, "parts": [_fingerprint(job) for job in mapped], "missing": missing}
+        due = why_stale(outputs, {"landseg:merge": made_of}, "its scenes changed", bundle, config)
         if due is None:
             return replace(entry, status="current", why="nothing changed", outputs=outputs.places)
         if missing:
             due += f"; without {', '.join(missing)}"
         if gone:
             due += f"; {_are(gone)} no longer among the scenes"
+        if not dry_run:
+            with writing(outputs.polygons.parent):
+                outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
         if outputs.polygons.parent.is_dir():
             check_places(outputs, [job.scene.href for job in jobs], overwrite=True)
-            check_polygons(outputs)
+        check_polygons(outputs)
         if dry_run:
             return replace(entry, status="due", why=due)
-        with writing(outputs.polygons.parent):
-            outputs.polygons.parent.mkdir(parents=True, exist_ok=True)
         write_region(
-            parts,
+            [job.part for job in mapped],
             merge.rule,
-            polygons=outputs.polygons,
-            raster=outputs.raster,
-            manifest=outputs.manifest,
-            picture=outputs.picture,
+            outputs=outputs,
             legend=bundle.card.legend,
             merging=merging_of(config, bundle.card.legend),
             simplify_m=config.simplify,
@@ -95,10 +89,10 @@ def map_region(
         return internal_error(entry, error)
 
 
-def _former_parts(manifest: Path) -> set[str]:
+def _former_parts(outputs: OutputPaths) -> set[str]:
     """Name the scenes' maps that a region was made of."""
     try:
-        properties = json.loads(manifest.read_text(encoding="utf-8"))["properties"]
+        properties = json.loads(outputs.read_manifest() or "{}")["properties"]
         return {part["map"] for part in properties["landseg:merge"]["parts"]}
     except (OSError, LookupError, TypeError, ValueError, AttributeError):
         return set()
@@ -110,14 +104,12 @@ def _are(names: Sequence[str]) -> str:
 
 def _has_former_map(job: Job, bundle: Bundle, config: RunConfig) -> bool:
     """Tell whether a scene that failed was mapped before, by the same model and options: better that than a hole."""
-    outputs = OutputPaths.of(job.out)
-    stale = why_stale(outputs.manifest, {}, "", bundle, config)
-    return (stale or why_incomplete(outputs.manifest, [outputs.raster])) is None
+    return why_stale(job.outputs, {}, "", bundle, config, [job.outputs.raster]) is None
 
 
-def _fingerprint(part: Part) -> dict[str, Any]:
-    """Say what a region's map depends on of a part."""
-    manifest = read_manifest(part.raster.with_suffix(".json"))
+def _fingerprint(job: Job) -> dict[str, Any]:
+    """Say what a region's map depends on of a scene's."""
+    manifest, part = json.loads(job.outputs.read_manifest() or "{}"), job.part
     date = None if part.date is None else part.date.isoformat()
     checksum = manifest["assets"]["raster"]["file:checksum"]
     return {"map": part.name, "checksum": checksum, "date": date, "cloud_cover": part.cloud_cover}

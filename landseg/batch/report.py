@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal
 
 import requests
@@ -15,6 +16,7 @@ from landseg.errors import LandsegError
 from landseg.hrefs import hide_secrets
 from landseg.logs import FACTS
 from landseg.outputs.drafts import write_text
+from landseg.outputs.storage import StorageFolder, located
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class Entry:
     unreachable
         Whether it failed because its server did not give it, which may change.
     outputs
-        Paths of the products, if they are there.
+        Paths or URLs of the products, if they are there.
     attempts
         How often it was tried.
     seconds
@@ -125,13 +127,37 @@ def tell(entry: Entry, jobs: int) -> None:
     log.log(level, "%s: %s (%s)", entry.name, entry.status, entry.why.splitlines()[0], extra={FACTS: facts})
 
 
-def write_report(pipeline: PipelineConfig, report: Report) -> Entry | None:
-    """Leave the report in the output folder; tell a failure, since it is posted and printed all the same."""
-    path = pipeline.out / REPORT_FILE
+def report_place(pipeline: PipelineConfig) -> tuple[Path, StorageFolder | None]:
+    """Say where the report is written, and where it is uploaded to, if it is.
+
+    Raises
+    ------
+    UsageError
+        If 'out' is no URL of a folder on S3, or a work folder is named for what needs none.
+    """
+    return located(pipeline.place(REPORT_FILE), pipeline.work_folder)
+
+
+def write_report(pipeline: PipelineConfig, report: Report) -> None:
+    """Leave the report in the output folder.
+
+    Raises
+    ------
+    DiskError
+        If it can't be written or uploaded.
+    """
+    path, storage = report_place(pipeline)
+    write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+    if storage is not None:
+        storage.upload([path])
+
+
+def leave_report(pipeline: PipelineConfig, report: Report) -> Entry | None:
+    """Write the report; tell a failure, since it is posted and printed all the same."""
     try:
-        write_text(path, json.dumps(report.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        write_report(pipeline, report)
     except LandsegError as error:
-        return Entry(REPORT_FILE, f"report {path}", "failed", str(error))
+        return Entry(REPORT_FILE, f"report {pipeline.place(REPORT_FILE)}", "failed", str(error))
     return None
 
 

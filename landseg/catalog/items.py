@@ -1,5 +1,6 @@
 """Items of a catalog: made from a scene's file, or taken over from what a run or a training wrote."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,9 +16,11 @@ from landseg.catalog.search import read_interval
 from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
+from landseg.hrefs import is_remote
 from landseg.outputs.drafts import drafted
 from landseg.outputs.imagery import Imagery, scaled
 from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, PROJECTION_SCHEMA, footprint, grid_properties
+from landseg.outputs.storage import StorageFolder
 from landseg.scene import SceneInfo, describe_scene, read_overview, value_ranges
 
 EO_SCHEMA = "https://stac-extensions.github.io/eo/v1.1.0/schema.json"
@@ -118,8 +121,8 @@ def add_thumbnail(item: pystac.Item, path: Path, thumbnail: NDArray[np.uint8]) -
     item.add_asset("thumbnail", _file_asset(path, "Thumbnail", ["thumbnail"], {}))
 
 
-def read_item(path: Path) -> pystac.Item:
-    """Read an item that a run, a batch or a training wrote, with the absolute paths of its files.
+def read_item(place: Path | str) -> pystac.Item:
+    """Read an item that a run, a batch or a training wrote, from a path or a URL on S3, with its files' absolute ones.
 
     Raises
     ------
@@ -127,9 +130,13 @@ def read_item(path: Path) -> pystac.Item:
         If it is none.
     """
     try:
-        item = pystac.Item.from_file(str(path.resolve()))
+        if is_remote(str(place)):
+            storage, name = StorageFolder.around(str(place))
+            item = pystac.Item.from_dict(json.loads(storage.read_text(name) or "null"), href=str(place))
+        else:
+            item = pystac.Item.from_file(str(Path(place).resolve()))
     except UNREADABLE as error:
-        raise CatalogError(f"{path} is no STAC item", reason(error)) from error
+        raise CatalogError(f"{place} is no STAC item", reason(error)) from error
     item.make_asset_hrefs_absolute()
     for link in item.links:
         link.target = link.get_absolute_href() or link.target

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from landseg.config.run import MapConfig, RunConfig
-from landseg.config.values import ON_DISK, Strict, at_home
+from landseg.config.values import ON_DISK, Place, Strict, at_home
 from landseg.hrefs import is_remote
 
 NAME_PARTS = ("scene", "folder", "collection", "date", "model")
@@ -73,7 +73,7 @@ class PipelineConfig(MapConfig):
     """
 
     scenes: ScenesConfig
-    out: Annotated[Path, ON_DISK] = Field(description="folder of the maps; made if need be")
+    out: Place = Field(description="folder of the maps, a path or s3://bucket/folder; made if need be")
     name: str = Field(
         "{scene}", description="name of a scene's map, of {scene}, {folder}, {collection}, {date} and {model}"
     )
@@ -117,11 +117,16 @@ class PipelineConfig(MapConfig):
         return self.model_copy(
             update={
                 "scenes": scenes,
-                "out": folder / self.out,
+                "out": self.out if isinstance(self.out, str) else folder / self.out,
+                "work_folder": None if self.work_folder is None else folder / self.work_folder,
                 "catalog": None if self.catalog is None else folder / self.catalog,
                 "model": str(bundle) if bundle.is_dir() else self.model,
             }
         )
+
+    def place(self, file: str) -> Path | str:
+        """Give the path or URL of a file in the output folder."""
+        return f"{self.out}/{file}" if isinstance(self.out, str) else self.out / file
 
     def run_config(self) -> RunConfig:
         """Give the options that each scene is mapped with; what is not current is replaced."""

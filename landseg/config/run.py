@@ -39,12 +39,12 @@ class MapConfig(PolygonConfig):
     max_memory: Size | None = Field(None, description="main memory to keep to; by default half of what is free")
     picture: bool = Field(False, description="write a picture of the map too")
     qgis_project: bool = Field(False, description="write a QGIS project of the map over its scene too")
+    work_folder: Path | None = Field(
+        None, description="where outputs on object storage are made before they are uploaded; by default in the cache"
+    )
 
 
 class RunConfig(MapConfig):
     """Options of ``landseg run``; the command line's options of the same names come before the file's."""
 
     overwrite: bool = Field(False, description="replace existing outputs")
-    work_folder: Path | None = Field(
-        None, description="where outputs on object storage are made before they are uploaded; by default in the cache"
-    )

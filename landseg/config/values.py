@@ -41,6 +41,14 @@ def _local(value: Any) -> Any:
     return value
 
 
+def _place(value: Any) -> Path | str:
+    if isinstance(value, str) and re.match("s3://[^/]", value):
+        return value.rstrip("/")
+    if not isinstance(value, str | Path) or is_remote(str(value)):
+        raise ValueError("give a path on this machine, or s3://bucket/folder")
+    return Path(value)
+
+
 def at_home(path: str) -> str:
     """Give a path whose ``~`` is the home folder, if there is one."""
     return os.path.expanduser(path) if Path(path).parts[:1] == ("~",) else path  # noqa: PTH111 (Path's own raises)
@@ -48,6 +56,9 @@ def at_home(path: str) -> str:
 
 ON_DISK = BeforeValidator(_local)
 """Marks a place that can't be on object storage."""
+
+Place = Annotated[Path | str, BeforeValidator(_place)]
+"""A folder on this machine, or as text one on object storage: s3://bucket/folder, without a slash at its end."""
 
 Area = Annotated[float, _measured(_SQUARE_METRES), Field(ge=0, allow_inf_nan=False)]
 """Square metres, or text such as 50m2 or 0.25ha."""

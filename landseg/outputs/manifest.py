@@ -1,9 +1,11 @@
 """The manifest: a STAC Item that says what a map was made from, how, and what it holds."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pystac
 import shapely
 from shapely.affinity import translate
 
-from landseg.checksums import FILE_SCHEMA, checksum
+from landseg.checksums import FILE_SCHEMA, checksum, checksum_of
 from landseg.errors import InputError
 from landseg.grid import Grid, epsg_code
 from landseg.hrefs import is_remote
@@ -129,13 +131,13 @@ def listed_files(manifest: str) -> dict[str, Mapping[str, Any]]:
         return {}
 
 
-def is_as_listed(path: Path, asset: Mapping[str, Any]) -> bool:
-    """Tell whether a file holds what it did when its manifest was written."""
-    if path.stat().st_size != asset.get("file:size"):
+def is_as_listed(file: BufferedReader, asset: Mapping[str, Any]) -> bool:
+    """Tell whether an open file holds what it did when its manifest was written."""
+    if file.seek(0, os.SEEK_END) != asset.get("file:size"):
         return False
     if CONTENT in asset:
-        return checksum(path, SQLITE_HEADER_BYTES) == str(asset[CONTENT])
-    return checksum(path) == str(asset.get("file:checksum"))
+        return checksum_of(file, SQLITE_HEADER_BYTES) == str(asset[CONTENT])
+    return checksum_of(file) == str(asset.get("file:checksum"))
 
 
 def write_manifest(

@@ -1,14 +1,16 @@
 """Where a map's products go, and what may not be replaced there."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from landseg.errors import OutputExistsError, UsageError
 from landseg.outputs.drafts import Drafts, check_writable
 from landseg.outputs.manifest import listed_files
-from landseg.outputs.storage import StorageFolder
+from landseg.outputs.storage import StorageFolder, located
 from landseg.outputs.vector import companions, layer_products
 
 
@@ -41,9 +43,16 @@ class OutputPaths:
 
     @classmethod
     def of(
-        cls, out: Path, *, picture: bool = False, project: bool = False, storage: StorageFolder | None = None
+        cls, out: Path | str, *, picture: bool = False, project: bool = False, work_folder: Path | None = None
     ) -> Self:
-        """Derive all paths from the main product's."""
+        """Derive all paths from the main product's, or its URL on object storage.
+
+        Raises
+        ------
+        UsageError
+            If it is no URL of a file on S3, or a work folder is named for what needs none.
+        """
+        out, storage = located(out, work_folder)
         return cls(
             polygons=out,
             raster=out.with_suffix(".tif"),
@@ -85,7 +94,65 @@ class OutputPaths:
     @property
     def places(self) -> tuple[str, ...]:
         """Path or URL of every product, in the same order."""
-        return tuple(str(path) if self.storage is None else f"{self.storage.url}/{path.name}" for path in self.all)
+        return tuple(map(self.place, self.all))
+
+    def place(self, path: Path) -> str:
+        """Give the path or URL of a product."""
+        return str(path) if self.storage is None else f"{self.storage.url}/{path.name}"
+
+    def sizes(self) -> dict[str, int]:
+        """Give the bytes of those products that are there, by their names.
+
+        Raises
+        ------
+        UsageError
+            If there is no such bucket.
+        DiskError
+            If the server does not answer, or not to us.
+        """
+        if self.storage is not None:
+            return self.storage.sizes([path.name for path in self.all])
+        return {path.name: path.stat().st_size for path in self.all if path.exists()}
+
+    def open(self, path: Path) -> AbstractContextManager[BufferedReader]:
+        """Read a product that is there."""
+        return path.open("rb") if self.storage is None else self.storage.open(path.name)
+
+    def read_manifest(self) -> str | None:
+        """Read the text of the manifest that is there; None if there is none."""
+        if self.storage is not None:
+            return self.storage.read_text(self.manifest.name)
+        return self.manifest.read_text("utf-8", "replace") if self.manifest.is_file() else None
+
+    def listings(self) -> list[dict[str, Mapping[str, Any]]]:
+        """Give the files of the manifest that is there, and of one that a run has drafted that was killed meanwhile."""
+        drafts = Drafts(self.polygons)
+        if self.storage is not None:
+            drafted = self.storage.within(drafts.folder.name).read_text(self.manifest.name)
+        else:
+            path = drafts.path(self.manifest)
+            drafted = path.read_text("utf-8", "replace") if path.is_file() else None
+        return [listed_files(text) for text in (self.read_manifest(), drafted) if text is not None]
+
+    def publish(self, drafts: Drafts) -> None:
+        """Put the products that are drafted into their places, the manifest last.
+
+        A bucket has the manifest's draft until then, by which any machine knows what a run has left that was killed.
+
+        Raises
+        ------
+        OutputExistsError
+            If another program has changes of a file that it replaces still beside it.
+        DiskError
+            If the folder can't be written to, or the server does not take a product.
+        """
+        if self.storage is None:
+            drafts.publish(self.all)
+            return
+        drafted = self.storage.within(drafts.folder.name)
+        drafted.upload([drafts.path(self.manifest)])
+        self.storage.upload([drafts.path(product) for product in self.all])
+        drafted.remove()
 
 
 def check_places(outputs: OutputPaths, scenes: Iterable[str], *, overwrite: bool) -> None:
@@ -115,27 +182,21 @@ def _check_existing(outputs: OutputPaths, *, overwrite: bool) -> None:
     Overwriting was asked for by the name of the polygons alone. A run that was killed has left its folder, and perhaps
     some products without their manifest.
     """
-    storage, manifest = outputs.storage, outputs.manifest
-    if storage is None:
-        existing = {path.name for path in outputs.all if path.exists()}
-    else:
-        existing = storage.existing([path.name for path in outputs.all])
-    places = {path.name: place for path, place in zip(outputs.all, outputs.places, strict=True)}
+    existing = outputs.sizes()
     # The one that was asked for by name comes first.
-    for name in (outputs.polygons.name, *places):
-        if name in existing and not overwrite:
+    for path in (outputs.polygons, *outputs.all):
+        if path.name in existing and not overwrite:
             raise OutputExistsError(
-                f"{places[name]} exists already", "replace it with --overwrite, or choose another --out"
+                f"{outputs.place(path)} exists already", "replace it with --overwrite, or choose another --out"
             )
     if not existing or Drafts(outputs.polygons).folder.is_dir():
         return
     own = {path.name for path in (outputs.polygons, *companions(outputs.polygons))}
-    if manifest.name in existing:
-        text = storage.read_text(manifest.name) if storage else manifest.read_text(encoding="utf-8", errors="replace")
-        if listed := listed_files(text):
-            own |= {manifest.name, *listed}
-    for name in places:
-        if name in existing - own:
+    for listed in filter(None, outputs.listings()):
+        own |= {outputs.manifest.name, *listed}
+    for path in outputs.all:
+        if path.name in existing and path.name not in own:
             raise OutputExistsError(
-                f"{places[name]} exists and is no part of an earlier map", "move it away, or choose another --out"
+                f"{outputs.place(path)} exists and is no part of an earlier map",
+                "move it away, or choose another --out",
             )

@@ -1,6 +1,8 @@
 """Maps of scenes on S3, written to S3: the installed command against a server that speaks its protocol, on loopback."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -9,10 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
+import yaml
+from affine import Affine
+from filelock import FileLock
 from numpy.typing import NDArray
 from pyarrow.fs import FileSelector, S3FileSystem
 
+from landseg.catalog import open_catalog
+from landseg.catalog.validation import validate
 from landseg.checksums import checksum
+from landseg.outputs.storage import StorageFolder
 from landseg.scene.stamp import stamp_of
 from tests.conftest import ROOT, Landseg, SceneMaker
 
@@ -26,6 +35,24 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 input()
 """
+
+READER = """
+import json, sys
+import boto3, requests
+iam = boto3.client("iam", "us-east-1", endpoint_url=sys.argv[1], aws_access_key_id="a", aws_secret_access_key="b")
+allowed = {"Effect": "Allow", "Action": ["s3:Get*", "s3:List*"], "Resource": "*"}
+iam.create_user(UserName="reader")
+policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+iam.put_user_policy(UserName="reader", PolicyName="reads", PolicyDocument=policy)
+key = iam.create_access_key(UserName="reader")["AccessKey"]
+requests.post(sys.argv[1] + "/moto-api/reset-auth", data="0", timeout=20).raise_for_status()
+print(key["AccessKeyId"], key["SecretAccessKey"])
+"""
+"""Has the server heed permissions, and prints the keys of somebody who may only read."""
+
+LOCK = ".landseg-batch.lock"
+
+WritePipeline = Callable[..., Path]
 
 SECRET = "a-secret-that-no-one-may-see"
 
@@ -165,14 +192,14 @@ def test_an_upload_that_fails_is_gone_on_with(
     storage: S3FileSystem, here: Callable[..., str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from landseg.mapping import Advance, Mapper
-    from landseg.outputs.storage import StorageFolder
 
     upload_all, map_strip, computed = StorageFolder.upload, Mapper.map_strip, []
 
     def cut_short(folder: StorageFolder, files: list[Path]) -> None:
         upload_all(folder, files[:2])
-        # As if the bucket had gone by then.
-        upload_all(StorageFolder("gone", ""), files[2:])
+        if len(files) > 1:
+            # As if the bucket had gone by then.
+            upload_all(StorageFolder("gone", ""), files[2:])
 
     def counted(mapper: Mapper, index: int, advance: Advance) -> Any:
         computed.append(index)
@@ -182,7 +209,8 @@ def test_an_upload_that_fails_is_gone_on_with(
     monkeypatch.setattr(Mapper, "map_strip", counted)
     out, work = "s3://maps/landuse.gpkg", tmp_path / "work"
     assert "no access to s3://gone" in here(out, "--work-folder", work, code=4)
-    assert names(storage) == ["maps/landuse.qml", "maps/landuse.tif.aux.xml"]
+    drafted = "maps/landuse.gpkg.landseg/landuse.json"
+    assert names(storage) == [drafted, "maps/landuse.qml", "maps/landuse.tif.aux.xml"]
     assert list((work / "maps/landuse.gpkg.landseg").rglob("*.npz"))
 
     computed_before = len(computed)
@@ -190,6 +218,7 @@ def test_an_upload_that_fails_is_gone_on_with(
     here(out, "--work-folder", work, "--overwrite", code=0)
     assert len(computed) == computed_before > 0
     assert "maps/landuse.json" in names(storage)
+    assert drafted not in names(storage)
 
 
 def test_what_can_t_be_uploaded_is_refused_first(
@@ -198,7 +227,149 @@ def test_what_can_t_be_uploaded_is_refused_first(
     assert "there is no bucket typo" in here("s3://typo/landuse.gpkg", code=2)
     assert "nothing can be written to gs://" in here("gs://maps/landuse.gpkg", code=2)
     assert "AWS_" in here(f"s3://someone:{SECRET}@maps/landuse.gpkg", code=2)
-    assert "--work-folder is of no use" in here(str(tmp_path / "a.gpkg"), "--work-folder", tmp_path, code=2)
+    assert "a work folder is of no use" in here(str(tmp_path / "a.gpkg"), "--work-folder", tmp_path, code=2)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert "no access to s3://maps" in here("s3://maps/landuse.gpkg", code=4)
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
+@pytest.fixture
+def write_pipeline(
+    make_scene: SceneMaker, city: NDArray[np.uint8], small_bundle: Path, tmp_path: Path
+) -> WritePipeline:
+    """Write a pipeline of two scenes beside it, whose maps go into the bucket."""
+    for name, col in (("a", 0), ("b", 40)):
+        make_scene(city[:, :48, col : col + 48], f"{name}.tif", transform=Affine(1, 0, 339000 + col, 0, -1, 2784000))
+
+    def write(**keys: Any) -> Path:
+        values = {"scenes": {"files": ["[ab].tif"]}, "out": "s3://maps/city/", "work_folder": "work", "batch": 1}
+        path = tmp_path / "nightly.yaml"
+        path.write_text(yaml.safe_dump(values | {"model": str(small_bundle), "device": "cpu"} | keys))
+        return path
+
+    return write
+
+
+def statuses(storage: S3FileSystem) -> dict[str, str]:
+    """Give what the report in the bucket says."""
+    report = json.loads(content_of(storage, "maps/city/run.json"))
+    return {entry["name"]: f"{entry['status']}: {entry['why']}" for entry in report["entries"]}
+
+
+def written(storage: S3FileSystem) -> dict[str, int]:
+    """Say when each map in the bucket was written."""
+    found = storage.get_file_info(FileSelector("maps/city", recursive=True))
+    return {info.path: info.mtime_ns for info in found if info.is_file and info.base_name != "run.json"}
+
+
+def test_a_batch_keeps_its_maps_on_s3(
+    storage: S3FileSystem, write_pipeline: WritePipeline, landseg: Landseg, tmp_path: Path
+) -> None:
+    """What is current is told by the bucket alone: the next night's machine is another one."""
+    keys = {"name": "2026/{scene}", "merge": {}, "catalog": "catalog.json", "picture": True}
+    command = [sys.executable, "-m", "landseg", "batch", str(write_pipeline(**keys)), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert statuses(storage) == dict.fromkeys(("2026/a", "2026/b", "region"), "mapped: new")
+    suffixes = ("gpkg", "json", "png", "qml", "tif", "tif.aux.xml")
+    products = [f"maps/city/{name}.{suffix}" for name in ("2026/a", "2026/b", "region") for suffix in suffixes]
+    assert names(storage) == [*products, "maps/city/run.json"]
+    assert {path.name for path in (tmp_path / "work").rglob("*") if path.is_file()} <= {"run.json", LOCK}
+
+    local = {"out": str(tmp_path / "local"), "work_folder": None, "catalog": None}
+    assert landseg("batch", write_pipeline(**keys | local), "--quiet").code == 0
+    for name in ("2026/a.tif", "region.tif"):
+        assert content_of(storage, f"maps/city/{name}") == (tmp_path / "local" / name).read_bytes()
+
+    root = open_catalog(str(tmp_path / "catalog.json"))
+    (item,) = [item for item in root.get_items(recursive=True) if item.id == "2026-a"]
+    assert item.assets["raster"].href == "s3://maps/city/2026/a.tif"
+    assert validate(root).faults == []
+
+    before, added = written(storage), (tmp_path / "maps/2026-a/2026-a.json").stat().st_mtime_ns
+    outcome = landseg("batch", write_pipeline(**keys, work_folder="elsewhere"), "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert statuses(storage) == dict.fromkeys(("2026/a", "2026/b", "region"), "current: nothing changed")
+    assert written(storage) == before
+    assert (tmp_path / "maps/2026-a/2026-a.json").stat().st_mtime_ns == added
+
+
+def test_what_changed_is_mapped_again_on_s3(
+    storage: S3FileSystem, write_pipeline: WritePipeline, landseg: Landseg, tmp_path: Path
+) -> None:
+    path = write_pipeline()
+    assert landseg("batch", path, "--quiet").code == 0
+    os.utime(tmp_path / "a.tif", ns=(0, 0))
+    storage.delete_file("maps/city/b.qml")
+    shutil.rmtree(tmp_path / "work")
+    before = names(storage), written(storage), content_of(storage, "maps/city/run.json")
+    planned = landseg("batch", path, "--dry-run", "--json", "--quiet")
+    entries = {entry["name"]: entry["why"] for entry in json.loads(planned.out)["entries"]}
+    assert entries == {"a": "the scene changed", "b": "b.qml is missing"}
+    assert (names(storage), written(storage), content_of(storage, "maps/city/run.json")) == before
+    assert not (tmp_path / "work").exists()
+
+    # Of the same size, as corrected polygons may be.
+    corrected = bytearray(content_of(storage, "maps/city/b.gpkg"))
+    corrected[-1] ^= 1
+    upload(storage, "maps/city/b.gpkg", bytes(corrected))
+    assert landseg("batch", path, "--quiet").code == 5
+    found = statuses(storage)
+    assert found["a"] == "mapped: the scene changed"
+    assert found["b"].startswith("failed: s3://maps/city/b.gpkg was changed since it was made")
+    assert content_of(storage, "maps/city/b.gpkg") == corrected
+
+
+def test_a_batch_that_was_stopped_while_it_uploaded_goes_on_anywhere(
+    storage: S3FileSystem, write_pipeline: WritePipeline, landseg: Landseg, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_all = StorageFolder.upload
+
+    def stopped(folder: StorageFolder, files: list[Path]) -> None:
+        upload_all(folder, [file for file in files if len(files) == 1 or file.suffix != ".json"])
+        if len(files) > 1:
+            raise KeyboardInterrupt
+
+    for expected in ("mapped: new", "mapped: options changed: overlap"):
+        keys = {"overlap": 0.5} if "overlap" in expected else {}
+        monkeypatch.setattr(StorageFolder, "upload", stopped)
+        assert landseg("batch", write_pipeline(**keys), "--quiet").code == 130
+        assert statuses(storage) == dict.fromkeys("ab", "due: not reached")
+        monkeypatch.setattr(StorageFolder, "upload", upload_all)
+        outcome = landseg("batch", write_pipeline(**keys, work_folder="elsewhere"), "--quiet")
+        assert outcome.code == 0, outcome.err
+        assert statuses(storage) == dict.fromkeys("ab", expected)
+        assert not [name for name in names(storage) if ".landseg" in name]
+
+
+def test_a_batch_that_can_t_write_is_refused_first(
+    storage: S3FileSystem,
+    endpoint: str,
+    write_pipeline: WritePipeline,
+    landseg: Landseg,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def refusal(code: int, *options: str, **keys: Any) -> str:
+        outcome = landseg("batch", write_pipeline(**keys), "--quiet", *options)
+        assert outcome.code == code, outcome.err
+        return outcome.err
+
+    assert "there is no bucket typo" in refusal(2, out="s3://typo/city")
+    assert "there is no bucket typo" in refusal(2, "--dry-run", out="s3://typo/city")
+    assert "a map can't be called 'run' here" in refusal(2, merge={"name": "run"})
+    assert "maps/../other.gpkg is not of the form" in refusal(2, out="s3://maps", merge={"name": "../other"})
+    work = tmp_path / "work/maps/city"
+    work.mkdir(parents=True)
+    with FileLock(work / LOCK):
+        assert "another batch is at work" in refusal(4)
+    assert names(storage) == []
+
+    keys = subprocess.check_output([SERVER / "bin/python", "-c", READER, endpoint], text=True).split()
+    for name, key in zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), keys, strict=True):
+        monkeypatch.setenv(name, key)
+    try:
+        assert "no access to s3://maps/city" in refusal(4)
+    finally:
+        requests.post(f"{endpoint}/moto-api/reset-auth", data="inf", timeout=20)
+    assert names(storage) == []

@@ -553,12 +553,40 @@ def test_a_region_does_not_take_the_place_of_a_scene_or_of_another_file(
     assert (tmp_path / "region.json").read_text() == "mine"
 
 
-@pytest.mark.parametrize("key", ["out", "catalog"])
-def test_places_on_object_storage_are_refused(write_pipeline: WritePipeline, key: str) -> None:
+@pytest.mark.parametrize(
+    ("key", "place"), [("out", "gs://maps/city"), ("out", "s3://"), ("catalog", "s3://maps/c.json")]
+)
+def test_places_where_nothing_can_be_written_are_refused(write_pipeline: WritePipeline, key: str, place: str) -> None:
     with pytest.raises(ConfigError, match="path on this machine"):
-        load_pipeline(write_pipeline(**{key: "s3://maps/city"}), {})
-    with pytest.raises(ConfigError, match=rf"LANDSEG_{key.upper()} is 's3://maps/city'"):
-        load_pipeline(write_pipeline(), {f"LANDSEG_{key.upper()}": "s3://maps/city"})
+        load_pipeline(write_pipeline(**{key: place}), {})
+    with pytest.raises(ConfigError, match=rf"LANDSEG_{key.upper()} is '{place}'"):
+        load_pipeline(write_pipeline(), {f"LANDSEG_{key.upper()}": place})
+
+
+def test_a_prefix_of_a_bucket_has_a_work_folder(write_pipeline: WritePipeline, tmp_path: Path) -> None:
+    config = load_pipeline(write_pipeline(out="s3://maps/city/", work_folder="work"), {"LANDSEG_NAME": "2026/{scene}"})
+    (job,) = plan_jobs(config, [SceneRef("a", "a.tif")])
+    assert job.part.raster == "s3://maps/city/2026/a.tif"
+    assert job.part.manifest == "s3://maps/city/2026/a.json"
+    assert job.outputs.polygons == tmp_path / "work/maps/city/2026/a.gpkg"
+    assert load_pipeline(write_pipeline(), {"LANDSEG_OUT": "s3://maps"}).out == "s3://maps"
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"work_folder": "work"}, "a work folder is of no use for"),
+        ({"out": "s3://someone:word@maps/city"}, "credentials are read from AWS_"),
+        ({"out": "s3://maps/../city"}, "not of the form"),
+    ],
+)
+def test_prefixes_that_will_not_do(
+    landseg: Landseg, write_pipeline: WritePipeline, two_scenes: list[Path], keys: dict[str, Any], says: str
+) -> None:
+    refused = landseg("batch", write_pipeline(**keys))
+    assert refused.code == 2
+    assert says in refused.err
+    assert "word" not in refused.err
 
 
 def test_a_region_of_nothing_fails(two_scenes: list[Path], write_pipeline: WritePipeline) -> None:
@@ -574,9 +602,9 @@ def pipeline(**keys: Any) -> PipelineConfig:
 def test_names_follow_the_template() -> None:
     march = SceneRef("S2A/31", "s3://b/31.tif", datetime(2026, 3, 4, tzinfo=UTC), 3.0, "sentinel")
     (job,) = plan_jobs(pipeline(name="{date}/{collection}_{scene}", format=".fgb"), [march])
-    assert job.out == Path("maps/2026-03-04/sentinel_S2A-31.fgb")
+    assert job.outputs.polygons == Path("maps/2026-03-04/sentinel_S2A-31.fgb")
     (job,) = plan_jobs(pipeline(name="{scene}-{model}"), [SceneRef("a.b", "a.b.tif")])
-    assert job.out == Path("maps/a.b-pspnet-r50-dubai.gpkg")
+    assert job.outputs.polygons == Path("maps/a.b-pspnet-r50-dubai.gpkg")
     months = [SceneRef("city", f"{place}/2026-0{n}/city.tif") for n, place in ((1, "in"), (2, "https://x.org"))]
     with pytest.raises(UsageError, match=r"\{folder\}-\{scene\}"):
         plan_jobs(pipeline(), months)

@@ -17,6 +17,7 @@ from rasterio.crs import CRS
 from landseg.errors import EmptySceneError, UsageError
 from landseg.grid import Grid
 from landseg.legend import Legend
+from landseg.outputs.paths import OutputPaths
 from landseg.outputs.raster import LabelRaster
 from landseg.polygons.merge import NO_MERGING
 from landseg.region import MergeRule, Part, in_order, merge_rows, region_grid, write_region
@@ -58,7 +59,7 @@ def overlapping(tmp_path: Path, legend: Legend) -> tuple[list[Part], list[NDArra
         confidence = random.integers(1, 100, (60, 50)).astype(np.uint8) * (labels > 0)
         path = write_map(tmp_path / f"{index}.tif", labels, confidence, legend, ORIGIN @ Affine.translation(col, row))
         date = datetime(2026, 1 + (2, 1, 3)[index], 1, tzinfo=UTC)
-        parts.append(Part(str(index), path, date, (50.0, 10.0, 10.0)[index]))
+        parts.append(Part(str(index), str(path), date, (50.0, 10.0, 10.0)[index]))
         for values, kept in ((labels, all_labels), (confidence, all_confidence)):
             whole = np.zeros((90, 110), np.uint8)
             whole[row : row + 60, col : col + 50] = values
@@ -97,7 +98,7 @@ def test_strips_do_not_matter_in_another_zone_either(tmp_path: Path, legend: Leg
     random = np.random.default_rng(5)
     labels = random.choice(np.array([2, 5, 7], np.uint8), (700, 700))
     path = write_map(tmp_path / "zone40.tif", labels, random.integers(1, 100, labels.shape), legend, ORIGIN)
-    parts = [Part("zone40", path)]
+    parts = [Part("zone40", str(path))]
     zone39 = CRS.from_epsg(32639)
     left, bottom, right, top = (round(side) for side in describe_scene(str(path)).grid.bounds_in(zone39))
     grid = Grid((top - bottom, right - left), Affine(1, 0, left, 0, -1, top), zone39)
@@ -119,7 +120,7 @@ def test_a_map_is_open_from_its_first_row_to_its_last(tmp_path: Path, legend: Le
     for index in range(3):
         path = tmp_path / f"{index}.tif"
         write_map(path, np.full((20, 30), 5), 90, legend, ORIGIN @ Affine.translation(0, 15 * index))
-        parts.append(Part(str(index), path))
+        parts.append(Part(str(index), str(path)))
     grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
     held = [open_rasters(tmp_path) for _ in merge_rows(parts, grid, "most-confident", strip_rows=5)]
     assert held == [
@@ -132,7 +133,7 @@ def test_of_many_side_by_side_few_are_open(tmp_path: Path, legend: Legend, monke
     for index in range(6):
         path = tmp_path / f"{index}.tif"
         write_map(path, np.full((10, 4), (2, 5, 7)[index % 3]), 90, legend, ORIGIN @ Affine.translation(4 * index, 0))
-        parts.append(Part(str(index), path))
+        parts.append(Part(str(index), str(path)))
     monkeypatch.setattr("landseg.region.MOST_OPEN", 2)
     grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
     held, strips = [], []
@@ -146,16 +147,10 @@ def test_of_many_side_by_side_few_are_open(tmp_path: Path, legend: Legend, monke
 def region(
     parts: list[Part], folder: Path, legend: Legend, rule: MergeRule = "most-confident"
 ) -> geopandas.GeoDataFrame:
-    paths = {
-        "polygons": folder / "r.gpkg",
-        "raster": folder / "r.tif",
-        "manifest": folder / "r.json",
-        "picture": folder / "r.png",
-    }
     write_region(
         parts,
         rule,
-        **paths,
+        outputs=OutputPaths.of(folder / "r.gpkg", picture=True),
         legend=legend,
         merging=NO_MERGING,
         simplify_m=0,
@@ -173,7 +168,7 @@ def test_polygons_do_not_break_where_scenes_meet(tmp_path: Path, legend: Legend)
     labels[30:32] = 2
     left = write_map(tmp_path / "a.tif", labels[:, :45], 90, legend, ORIGIN)
     right = write_map(tmp_path / "b.tif", labels[:, 38:], 80, legend, ORIGIN @ Affine.translation(38, 0))
-    found = region([Part("a", left), Part("b", right)], tmp_path, legend)
+    found = region([Part("a", str(left)), Part("b", str(right))], tmp_path, legend)
     assert sorted(found.class_name) == ["building", "park", "park", "water"]
     assert found[found.class_name == "water"].geometry.iloc[0].equals(shapely.box(339020, 2783980, 339060, 2783990))
     assert shapely.coverage_is_valid(found.geometry.to_numpy())
@@ -191,7 +186,7 @@ def test_maps_in_other_systems_are_laid_over(tmp_path: Path, legend: Legend) -> 
     other = write_map(
         tmp_path / "c.tif", np.full((150, 80), 7), 50, legend, Affine(1, 0, x - 20, 0, -1, y + 15), CRS.from_epsg(32639)
     )
-    parts = [Part("a", first), Part("b", second), Part("c", other)]
+    parts = [Part("a", str(first)), Part("b", str(second)), Part("c", str(other))]
     grid = region_grid([describe_scene(str(part.raster)).grid for part in parts])
     assert grid.crs == UTM40
     found = merged(parts, "most-confident")
@@ -245,11 +240,11 @@ def test_scenes_that_lie_far_apart_are_no_region() -> None:
 @pytest.mark.parametrize(("rule", "says"), [("newest", "when it was taken"), ("least-cloudy", "cloud cover")])
 def test_rules_need_what_they_sort_by(rule: MergeRule, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        in_order([Part("a", Path("a.tif"))], rule)
+        in_order([Part("a", "a.tif")], rule)
 
 
 def test_nothing_to_merge(tmp_path: Path, legend: Legend) -> None:
     empty = write_map(tmp_path / "a.tif", np.zeros((20, 20)), 0, legend, ORIGIN)
     with pytest.raises(EmptySceneError, match="no valid pixel"):
-        region([Part("a", empty)], tmp_path, legend)
+        region([Part("a", str(empty))], tmp_path, legend)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.draft", "a.tif", "a.tif.aux.xml"]
