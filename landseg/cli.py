@@ -506,11 +506,11 @@ def export_model(
     """Write a model for other software: chips in, logits out."""
     from landseg.model.bundle import read_bundle
     from landseg.model.export import export_onnx, export_torchscript
+    from landseg.outputs.drafts import check_writable
 
     if to == "onnx":
         _need_packages("exporting to ONNX", "export", "onnx", "onnxscript")
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
+    check_writable(out, [out], overwrite=overwrite)
     export = export_onnx if to == "onnx" else export_torchscript
     export(read_bundle(model), out)
     typer.echo(out)
