@@ -201,7 +201,7 @@ def _show_plan(plan: "Plan", *, as_json: bool) -> None:
 def batch(
     pipeline: Annotated[Path, typer.Argument(help="YAML file, such as pipelines/monthly.yaml")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done and why, and stop")] = False,
-    log_json: Annotated[bool, typer.Option("--log-json", help="log JSON lines on stderr, without progress")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="JSON lines on stderr, no progress, no table")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -216,7 +216,8 @@ def batch(
         report = run_batch(load_pipeline(pipeline), pipeline.stem, dry_run=dry_run, on_progress=on_progress)
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
-    else:
+    elif dry_run or not log_json:
+        # The log of a batch says of each scene what the table says, and schedulers keep both streams as one.
         terminal.print_report(report)
     if failed := report.counts.get("failed", 0):
         hint = "run it again to do what is left; what is damaged has to be replaced first"
@@ -506,11 +507,11 @@ def export_model(
     """Write a model for other software: chips in, logits out."""
     from landseg.model.bundle import read_bundle
     from landseg.model.export import export_onnx, export_torchscript
+    from landseg.outputs.drafts import check_writable
 
     if to == "onnx":
         _need_packages("exporting to ONNX", "export", "onnx", "onnxscript")
-    if out.exists() and not overwrite:
-        raise OutputExistsError(f"{out} exists", "choose another --out, or give --overwrite")
+    check_writable(out, [out], overwrite=overwrite)
     export = export_onnx if to == "onnx" else export_torchscript
     export(read_bundle(model), out)
     typer.echo(out)

@@ -263,6 +263,7 @@ def write_region(
                 grid=shrunk_grid,
                 legend=legend,
                 areas=areas,
+                merged=merging.is_needed,
                 title=title,
                 source=f"{counted(len(parts), 'scene')}; where they overlap, the {rule} counts",
             )

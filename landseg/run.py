@@ -616,6 +616,7 @@ def _draw(plan: Plan, raster: Path, picture: Path, areas: tuple[ClassArea, ...],
         grid=grid,
         legend=plan.bundle.card.legend,
         areas=areas,
+        merged=merging_of(plan.config, plan.bundle.card.legend).is_needed,
         title=f"Land use: {Path(plan.info.shown).stem}",
         source=f"landseg {__version__}, model {plan.bundle.card.name}",
     )

@@ -35,6 +35,8 @@ SCALE_WIDTH = 1.7
 FOOT_HEIGHT = 0.95
 """Of the scale and the arrow to the north, with the space above them."""
 
+MERGED = "; the map shows every pixel, the areas count small polygons to the neighbours that they joined"
+
 INK, GREY, RULE = "#1f2933", "#66727f", "#c9d0d6"
 
 
@@ -46,6 +48,7 @@ def draw_picture(
     grid: Grid,
     legend: Legend,
     areas: Sequence[ClassArea],
+    merged: bool,
     title: str,
     source: str,
 ) -> None:
@@ -65,6 +68,9 @@ def draw_picture(
         Names and colours.
     areas
         What the legend says of each class; where they are many, only the largest ten are named.
+    merged
+        Whether ``areas`` are of polygons of which small ones joined a neighbour. ``labels`` don't show that; the small
+        print says so.
     title, source
         Heading, and the small print below.
 
@@ -87,7 +93,7 @@ def draw_picture(
         _draw_panel(slide, caption, picture, box)
 
     _write(slide, (MARGIN, HEIGHT - 0.62), title, WIDTH - 2 * MARGIN, size=25, weight="bold")
-    _write(slide, (MARGIN, 0.42), source, WIDTH - 2 * MARGIN, size=10, color=GREY)
+    _write(slide, (MARGIN, 0.42), source + (MERGED if merged else ""), WIDTH - 2 * MARGIN, size=10, color=GREY)
     legend_bottom = _draw_legend(slide, legend, areas)
     foot = min(boxes[-1][1], legend_bottom - FOOT_HEIGHT)
     _draw_scale(slide, foot, metres_per_inch=width_m / boxes[0][2])

@@ -72,7 +72,8 @@ def write_project(
     _add_crs(ET.SubElement(root, "projectCrs"), grid.crs)
     tree, layers = ET.SubElement(root, "layer-tree-group"), ET.SubElement(root, "projectlayers")
 
-    group = _add_group(tree, "Land use")
+    # Legends of print layouts have the layer's title, which is the same.
+    group = _add_group(tree, "Land use", untitled=True)
     source, has_tables = f"./{polygons.name}", driver_of(polygons) == "GPKG"
     layer_source = f"{source}|layername={LAYER}" if has_tables else source
     land_use = _Layer("land_use", "Land use", layer_source, "polygons", grid.crs).add(group, layers)
@@ -139,8 +140,13 @@ class _Layer:
         return layer
 
 
-def _add_group(tree: ET.Element, name: str) -> ET.Element:
-    return ET.SubElement(tree, "layer-tree-group", name=name, checked="Qt::Checked", expanded="1")
+def _add_group(tree: ET.Element, name: str, *, untitled: bool = False) -> ET.Element:
+    """Add a group of layers; an untitled one has no title in legends of print layouts."""
+    group = ET.SubElement(tree, "layer-tree-group", name=name, checked="Qt::Checked", expanded="1")
+    if untitled:
+        properties = ET.SubElement(ET.SubElement(group, "customproperties"), "Option", type="Map")
+        ET.SubElement(properties, "Option", name="legend/title-style", type="QString", value="hidden")
+    return group
 
 
 def _add_crs(parent: ET.Element, crs: CRS) -> None:

@@ -5,14 +5,15 @@ GeoPackage holds and with what its manifest says.
 """
 
 import base64
-import gzip
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -49,6 +50,9 @@ BAND_ROWS = 64
 IMAGERY_PX = 2048
 """Longest side of the imagery."""
 
+PART = 4096
+"""Polygons whose outlines are read together."""
+
 LARGEST = 100_000
 """Most polygons that are in the page, the largest ones; the overlay shows those that are not."""
 
@@ -74,8 +78,8 @@ class MapFile:
     ----------
     path
         The file.
-    geometry, polygons
-        Shapes of the layer, and the fields that they have.
+    polygons
+        The fields of the layer; `outlines` gives their shapes.
     classes
         The table ``class_areas``, with polygons and areas counted anew.
     crs
@@ -87,7 +91,6 @@ class MapFile:
     """
 
     path: Path
-    geometry: NDArray[np.object_]
     polygons: pd.DataFrame
     classes: pd.DataFrame
     crs: CRS
@@ -100,13 +103,34 @@ class MapFile:
         places: NDArray[np.intp] = pd.Index(self.classes["class_id"]).get_indexer(self.polygons["class_id"])
         return places
 
-    @property
+    def outlines(self) -> Iterator[tuple[slice, NDArray[np.object_]]]:
+        """Read the shapes in parts, since all of them may not fit memory; each with its place among ``polygons``.
+
+        Raises
+        ------
+        InputError
+            If one is no single polygon.
+        """
+        begin = 0
+        with pyogrio.open_arrow(self.path, layer=LAYER, columns=[], batch_size=PART, use_pyarrow=True) as (info, parts):
+            for part in parts:
+                shapes = shapely.from_wkb(part.column(info["geometry_name"]).to_numpy(zero_copy_only=False))
+                if (shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON).any():
+                    raise InputError(
+                        f"{self.path} holds more than single polygons",
+                        "split them up: Multipart to singleparts in QGIS",
+                    )
+                yield slice(begin, begin + len(shapes)), shapes
+                begin += len(shapes)
+
+    @cached_property
     def grid(self) -> Grid:
         """The map's pixels; those of the overlay where no manifest tells them."""
         if "proj:shape" in self.manifest:
             rows, cols = self.manifest["proj:shape"]
             return Grid((rows, cols), Affine(*self.manifest["proj:transform"][:6]), self.crs)
-        left, bottom, right, top = shapely.total_bounds(self.geometry)
+        bounds = np.array([shapely.total_bounds(shapes) for _, shapes in self.outlines()])
+        (left, bottom), (right, top) = bounds[:, :2].min(axis=0), bounds[:, 2:].max(axis=0)
         side = max(right - left, top - bottom) / OVERLAY_PX
         shape = (max(1, round((top - bottom) / side)), max(1, round((right - left) / side)))
         return Grid(shape, Affine(side, 0, left, 0, -side, top), self.crs)
@@ -121,20 +145,18 @@ def read_map(path: Path) -> MapFile:
         If it can't be read, or holds no map.
     """
     try:
-        header, _, geometry, columns = pyogrio.raw.read(path, layer=LAYER)
+        header, _, _, columns = pyogrio.raw.read(path, layer=LAYER, read_geometry=False)
         classes = pyogrio.read_dataframe(path, layer=CLASS_AREAS)
     except (DataSourceError, DataLayerError) as error:
         raise InputError(f"{path} is no GeoPackage that landseg wrote: {error}", "give the .gpkg of a run") from error
-    if not len(geometry):
-        raise InputError(f"{path} holds no polygons")
-    shapes = shapely.from_wkb(geometry)
     polygons = pd.DataFrame(dict(zip(header["fields"], columns, strict=True)))
-    _check_polygons(path, shapes, polygons, classes)
+    if polygons.empty:
+        raise InputError(f"{path} holds no polygons")
+    _check_polygons(path, polygons, classes)
     classes = _summed_up(path, polygons, classes)
     manifest = read_manifest(path.with_suffix(".json"))
     return MapFile(
         path,
-        shapes,
         polygons,
         classes,
         CRS.from_user_input(header["crs"]),
@@ -143,10 +165,8 @@ def read_map(path: Path) -> MapFile:
     )
 
 
-def _check_polygons(path: Path, shapes: NDArray[np.object_], polygons: pd.DataFrame, classes: pd.DataFrame) -> None:
+def _check_polygons(path: Path, polygons: pd.DataFrame, classes: pd.DataFrame) -> None:
     """Refuse what an edited map may hold and a page can't show."""
-    if (shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON).any():
-        raise InputError(f"{path} holds more than single polygons", "split them up: Multipart to singleparts in QGIS")
     strange = ~polygons["class_id"].isin(classes["class_id"]) | polygons["area_m2"].isna()
     if count := int(strange.sum()):
         raise InputError(
@@ -183,6 +203,8 @@ def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> No
 
     Raises
     ------
+    InputError
+        If the map holds more than single polygons.
     SceneError
         If the imagery can't be read.
     DiskError
@@ -192,7 +214,9 @@ def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> No
     overlay = draw_classes(content, grid)
     area = content.polygons["area_m2"].to_numpy()
     shown = np.sort(np.argsort(-area, kind="stable")[:LARGEST])
-    counts, packed = polygon_data(content.geometry[shown], content.polygons.iloc[shown], content.places[shown], grid)
+    is_shown = np.isin(np.arange(len(area)), shown)
+    outlines = (shapes[is_shown[part]] for part, shapes in content.outlines())
+    counts, packed = polygon_data(outlines, content.polygons.iloc[shown], content.places[shown], grid)
     report = {
         "classes": content.classes[["class_name", "colour", "area_m2", "share", "polygons"]].to_dict("records"),
         "polygon_count": len(area),
@@ -275,27 +299,34 @@ def _imagery_by_name(scene: str) -> Imagery:
 
 
 def polygon_data(
-    geometry: NDArray[np.object_], polygons: pd.DataFrame, places: NDArray[np.intp], grid: Grid
+    outlines: Iterable[NDArray[np.object_]], polygons: pd.DataFrame, places: NDArray[np.intp], grid: Grid
 ) -> tuple[dict[str, int], bytes]:
-    """Pack polygons for the page's script: how many there are, and bytes that ``page.js`` reads.
+    """Pack polygons, whose outlines come in parts, for the page's script: numbers, and bytes that ``page.js`` reads.
 
     Law: positions are what the deltas sum up to, and differ from the polygons' own by half a unit at most.
     """
-    _, coordinates, (ring_ends, polygon_ends) = shapely.to_ragged_array(geometry)
     to_pixels = ~grid.transform
-    x, y = coordinates.T
-    cols = to_pixels.a * x + to_pixels.b * y + to_pixels.c
-    rows = to_pixels.d * x + to_pixels.e * y + to_pixels.f
-    columns = [
-        *(np.diff(np.rint(v * UNITS_PER_PX), prepend=0).astype("<i4") for v in (cols, rows)),
-        ring_ends[1:].astype("<i4"),
-        polygon_ends[1:].astype("<i4"),
-        *(polygons[name].to_numpy().astype("<f4") for name in ("area_m2", "confidence", "perimeter_m")),
-        places.astype("<u2"),
-    ]
-    counts = {"vertices": len(coordinates), "rings": len(ring_ends) - 1, "polygons": len(polygon_ends) - 1}
+    parts = []
+    for shapes in outlines:
+        if len(shapes):
+            _, coordinates, (ring_ends, polygon_ends) = shapely.to_ragged_array(shapes)
+            x, y = coordinates.T
+            cols = to_pixels.a * x + to_pixels.b * y + to_pixels.c
+            rows = to_pixels.d * x + to_pixels.e * y + to_pixels.f
+            units = [np.rint(v * UNITS_PER_PX).astype(np.int32) for v in (cols, rows)]
+            parts.append((*units, np.diff(ring_ends), np.diff(polygon_ends)))
+    cols, rows, ring_sizes, polygon_sizes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    columns = chain(
+        (np.diff(v, prepend=np.int32(0)).astype("<i4") for v in (cols, rows)),
+        (np.cumsum(sizes).astype("<i4") for sizes in (ring_sizes, polygon_sizes)),
+        (polygons[name].to_numpy().astype("<f4") for name in ("area_m2", "confidence", "perimeter_m")),
+        [places.astype("<u2")],
+    )
+    counts = {"vertices": len(cols), "rings": len(ring_sizes), "polygons": len(polygon_sizes)}
     # Without a time in it, the same map gives the same page.
-    return counts, gzip.compress(b"".join(column.tobytes() for column in columns), compresslevel=6, mtime=0)
+    packer = zlib.compressobj(level=6, wbits=16 + zlib.MAX_WBITS)
+    packed = [packer.compress(column.tobytes()) for column in columns]
+    return counts, b"".join([*packed, packer.flush()])
 
 
 def confidence_histogram(polygons: pd.DataFrame) -> list[float]:
@@ -383,14 +414,17 @@ def draw_classes(content: MapFile, grid: Grid) -> NDArray[np.uint8]:
 
     The label raster would not do: it has what `landseg run --min-area` merged away.
     """
-    places = _burnt(content.geometry, (content.places + 1).astype(np.uint16), grid.shrunk(OVERLAY_PX))
+    small = grid.shrunk(OVERLAY_PX)
+    places = np.zeros(small.shape, np.uint16)
+    for part, shapes in content.outlines():
+        _burn(shapes, (content.places[part] + 1).astype(np.uint16), small, places)
     colours = [[0, 0, 0, 0], *([*bytes.fromhex(colour[1:]), 255] for colour in content.classes["colour"])]
     pixels: NDArray[np.uint8] = np.array(colours, np.uint8)[places]
     return pixels
 
 
-def _burnt(geometry: NDArray[np.object_], values: NDArray[np.uint16], grid: Grid) -> NDArray[np.uint16]:
-    """Burn polygons into pixels, 0 where there are none.
+def _burn(geometry: NDArray[np.object_], values: NDArray[np.uint16], grid: Grid, burnt: NDArray[np.uint16]) -> None:
+    """Burn polygons into the pixels of a grid.
 
     GDAL looks at all of a polygon's sides for each row, so that one of a million corners would take minutes. Rows are
     burnt a band at a time, with what is there of each polygon.
@@ -399,7 +433,6 @@ def _burnt(geometry: NDArray[np.object_], values: NDArray[np.uint16], grid: Grid
     a, b, c, d, e, f = (~grid.transform)[:6]
     in_pixels = shapely.transform(geometry, lambda xy: xy @ [[a, d], [b, e]] + [c, f])
     tree = shapely.STRtree(in_pixels)
-    burnt = np.zeros((rows, cols), np.uint16)
     for top in range(0, rows, BAND_ROWS):
         bottom = min(top + BAND_ROWS, rows)
         # With the rows beside it, whose centres are far from what is cut.
@@ -409,7 +442,6 @@ def _burnt(geometry: NDArray[np.object_], values: NDArray[np.uint16], grid: Grid
         shapes = [(part, value) for part, value in zip(parts, values[found], strict=True) if part.area]
         if shapes:
             rasterize(shapes, out=burnt[top:bottom], transform=Affine.translation(0, top))
-    return burnt
 
 
 def _data_url(pixels: NDArray[np.uint8], driver: str, **options: Any) -> str:

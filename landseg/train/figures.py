@@ -68,7 +68,7 @@ def draw_scores(scores: Scores, legend: Legend, path: Path) -> None:
     """
     classes = len(legend)
     side = max(classes * (CELL if classes <= COUNTED_CLASSES else SMALL_CELL), 3.6)
-    names = [_shortened(name, 24) for name in legend.names]
+    names = _shortened(legend.names, 24)
     longest = CHARACTER * max(map(len, names))
     upright = longest < side / classes
     left, bottom, table, curve = 0.75 + longest, 0.75 if upright else 0.75 + 0.6 * longest, 2.0, min(side, 4.6)
@@ -210,13 +210,13 @@ def _read_logs(logs: Sequence[Path]) -> dict[str, Curve]:
 def _draw_panel(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
     # The mean over the classes comes first.
     ordered = sorted(curves.items(), key=lambda item: ("miou" not in item[0], item[0]))
-    for index, (name, (steps, values)) in enumerate(ordered):
+    labels = _shortened([_label(name) for name, _ in ordered], 18)
+    for index, (label, (_, (steps, values))) in enumerate(zip(labels, ordered, strict=True)):
         style: dict[str, Any] = {
             "color": CURVES[index % len(CURVES)],
             "linestyle": DASHES[index % len(DASHES)],
             "linewidth": 1.8,
         }
-        label = _label(name)
         if len(values) <= FEW:
             axes.plot(steps, values, marker="o", markersize=3.5, label=label, **style)
         else:
@@ -232,7 +232,7 @@ def _draw_panel(axes: Axes, title: str, curves: Mapping[str, Curve]) -> None:
 def _label(name: str) -> str:
     """Say a column's name in words: ``val_miou`` is the validation's mean IoU."""
     words = {"loss": "training", "val_loss": "validation", "val_miou": "validation, mean"}
-    return _shortened(words.get(name, name.removeprefix("val_").removeprefix("iou_").replace("_", " ")), 18)
+    return words.get(name, name.removeprefix("val_").removeprefix("iou_").replace("_", " "))
 
 
 def _smoothed(values: NDArray[np.float64], reach: int) -> NDArray[np.float64]:
@@ -277,7 +277,8 @@ def draw_examples(examples: Sequence[Example], legend: Legend, path: Path) -> No
             axes.spines[:].set(color=RULE, linewidth=0.8)
             if row == 0:
                 axes.set_title(caption, size=11, color=GREY, loc="left", pad=6)
-    patches = [Patch(facecolor=c.colour, edgecolor=RULE, label=_shortened(c.name, 30)) for c in legend]
+    names = _shortened(legend.names, 30)
+    patches = [Patch(facecolor=c.colour, edgecolor=RULE, label=name) for c, name in zip(legend, names, strict=True)]
     if any((reference == IGNORED).any() for _, reference, _ in examples):
         patches.append(Patch(facecolor="white", edgecolor=RULE, label="unlabelled"))
     figure.legend(
@@ -345,7 +346,13 @@ def _abbreviated(count: int) -> str:
     return str(count)
 
 
-def _shortened(name: str, most: int) -> str:
-    short = name if len(name) <= most else name[: most - 1].rstrip() + "…"
+def _shortened(names: Sequence[str], most: int) -> list[str]:
+    """Cut names to so many characters, or to as many more as tell them apart."""
+    while len({_cut(name, most) for name in names}) < len(set(names)):
+        most += 1
     # Names are the user's: a dollar sign in them starts no formula.
-    return short.replace("$", r"\$")
+    return [_cut(name, most).replace("$", r"\$") for name in names]
+
+
+def _cut(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1].rstrip() + "…"

@@ -97,6 +97,7 @@ def tell_project(project):
             group.name(): [[node.name(), node.isVisible(), tell(node.layer())] for node in group.findLayers()]
             for group in root.children()
         },
+        "untitled": [node.name() for node in root.children() if node.customProperty("legend/title-style") == "hidden"],
         "measured": [measured_area(layer) for layer in drawn(project) if isinstance(layer, QgsVectorLayer)],
         "drawn_from_the_top": [layer.name() for layer in drawn(project)],
     }

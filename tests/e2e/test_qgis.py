@@ -164,6 +164,8 @@ def test_the_project_has_the_map_over_its_imagery(seen: dict[str, Any], legend: 
     project = seen["landuse.qgz"]
     assert (project["title"], project["crs"]) == ("Land use: dubai_tile2", "EPSG:32640")
     assert project["drawn_from_the_top"] == ["Land use", "dubai_tile2"]
+    # A printed legend has the layer's title, which is the same.
+    assert project["untitled"] == ["Land use"]
     (polygons, labels, table), (imagery,) = project["groups"]["Land use"], project["groups"]["Imagery"]
     assert polygons[:2] == ["Land use", True]
     assert polygons[2]["opacity"] == pytest.approx(0.6)

@@ -851,3 +851,6 @@ def test_json_lines(landseg: Landseg, two_scenes: list[Path], write_pipeline: Wr
         ("b", "failed", "warning"),
     ]
     assert lines[-1]["level"] == "error"
+    # What collects both streams finds nothing else.
+    assert outcome.out == ""
+    assert "nothing changed" in landseg("batch", write_pipeline(), "--log-json", "--dry-run").out

@@ -225,3 +225,24 @@ def test_a_minimum_area_for_an_unknown_class_is_refused(
     config = RunConfig(model=str(small_bundle), min_area_of_class={"castle": 100.0})
     with pytest.raises(UsageError, match="castle"):
         build_plan(str(make_scene(city)), tmp_path / "map.gpkg", config)
+
+
+def test_the_picture_knows_whether_small_polygons_were_merged(
+    make_scene: SceneMaker,
+    city: NDArray[np.uint8],
+    small_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scene = make_scene(city)
+    told = []
+
+    def draw(path: Path, *, merged: bool, **_: object) -> None:
+        told.append(merged)
+        path.touch()
+
+    monkeypatch.setattr("landseg.outputs.picture.draw_picture", draw)
+    for min_area in (0, 50):
+        config = RunConfig(model=str(small_bundle), picture=True, min_area=min_area)
+        execute(build_plan(str(scene), tmp_path / f"{min_area}.gpkg", config))
+    assert told == [False, True]

@@ -119,6 +119,16 @@ def test_the_command_writes_the_file_and_tells_its_path(bundle: Bundle, tmp_path
     assert "--overwrite" in again.err
 
 
+def test_a_place_that_can_t_be_written_to_is_refused_before_the_model_is_read(tmp_path: Path, landseg: Landseg) -> None:
+    folder = tmp_path / "folder.pt"
+    folder.mkdir()
+    for out, says in ((tmp_path / "none" / "model.pt", "mkdir -p"), (folder, "is a folder")):
+        refused = landseg("models", "export", "none", "--format", "torchscript", "--out", out, "--overwrite")
+
+        assert refused.code == 2
+        assert says in refused.err
+
+
 def test_without_the_extra_the_command_says_what_to_install(
     bundle: Bundle, tmp_path: Path, landseg: Landseg, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,9 @@ def grid(shape: tuple[int, int], degrees: float = 0) -> Grid:
     return Grid(shape, Affine(a, b, 500_000, b, -a, 2_700_000), UTM)
 
 
-def drawn(path: Path, labels: NDArray[np.uint8], imagery: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def drawn(
+    path: Path, labels: NDArray[np.uint8], imagery: NDArray[np.uint8] | None = None, *, merged: bool = False
+) -> NDArray[np.uint8]:
     draw_picture(
         path,
         labels=labels,
@@ -32,6 +34,7 @@ def drawn(path: Path, labels: NDArray[np.uint8], imagery: NDArray[np.uint8] | No
         grid=grid((labels.shape[0], labels.shape[1])),
         legend=LEGEND,
         areas=AREAS,
+        merged=merged,
         title="Title",
         source="Source",
     )
@@ -56,6 +59,14 @@ def test_nodata_stays_white(tmp_path: Path) -> None:
     assert share_of(pixels, RED) == pytest.approx(share_of(pixels, BLUE), rel=0.05)
     assert share_of(pixels, RED) < 0.002  # only its swatch
     assert share_of(pixels, (255, 255, 255)) > 0.95
+
+
+def test_the_small_print_says_where_the_areas_are_not_of_the_pixels_shown(tmp_path: Path) -> None:
+    labels = np.ones((100, 100), np.uint8)
+    before, after = (drawn(tmp_path / "map.png", labels, merged=merged) for merged in (False, True))
+    changed = np.argwhere((before != after).any(axis=-1))
+    assert (changed[:, 0] > 1030).all()
+    assert np.ptp(changed[:, 1]) > 500
 
 
 def test_imagery_stands_left_of_the_map(tmp_path: Path) -> None:
@@ -136,6 +147,7 @@ def test_many_classes_with_long_names_stay_within_the_margins(tmp_path: Path) ->
         grid=grid((9, 9)),
         legend=legend,
         areas=areas,
+        merged=True,
         title="A title that is much longer than a slide is wide " * 5,
         source="And a source " * 60,
     )

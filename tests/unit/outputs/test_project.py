@@ -57,6 +57,17 @@ def test_only_a_geopackage_has_a_table(tmp_path: Path, legend: Legend) -> None:
     assert len(sources(project)) == 3
 
 
+def test_a_printed_legend_says_land_use_once(tmp_path: Path, legend: Legend) -> None:
+    groups = project_of(tmp_path, legend).findall("layer-tree-group/layer-tree-group")
+    hidden = [
+        group.find("customproperties/Option/Option[@name='legend/title-style'][@value='hidden']") for group in groups
+    ]
+    assert [(group.get("name"), option is not None) for group, option in zip(groups, hidden, strict=True)] == [
+        ("Land use", True),
+        ("Imagery", False),
+    ]
+
+
 def test_a_local_scene_is_named_relative_to_the_project(
     tmp_path: Path, legend: Legend, make_scene: SceneMaker, city: NDArray[np.uint8]
 ) -> None:

@@ -104,6 +104,17 @@ def test_the_same_map_gives_the_same_page(geopackage: Path) -> None:
     assert page_of(geopackage)[0] == page_of(geopackage)[0]
 
 
+@pytest.mark.parametrize("largest", [1, 2])
+def test_the_page_does_not_depend_on_how_many_polygons_are_read_together(
+    geopackage: Path, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    monkeypatch.setattr("landseg.outputs.report.LARGEST", largest)
+    whole = page_of(geopackage)[0]
+    monkeypatch.setattr("landseg.outputs.report.PART", 1)
+    assert [len(shapes) for _, shapes in read_map(geopackage).outlines()] == [1, 1]
+    assert page_of(geopackage)[0] == whole
+
+
 def test_the_script_can_unpack_the_polygons(geopackage: Path) -> None:
     page, report = page_of(geopackage)
     found = re.search(r'<script type="text/plain" id="polygons">(.*?)</script>', page)
@@ -122,7 +133,7 @@ def test_positions_are_within_half_a_unit(transform: Affine) -> None:
     geometry = shapely.buffer(shapely.points(centres), 3)
     figures = pd.DataFrame({name: np.ones(20) for name in ("area_m2", "confidence", "perimeter_m")})
 
-    counts, packed = polygon_data(geometry, figures, np.zeros(20, np.intp), grid)
+    counts, packed = polygon_data(np.split(geometry, [0, 7]), figures, np.zeros(20, np.intp), grid)
 
     deltas = np.frombuffer(gzip.decompress(packed), "<i4", 2 * counts["vertices"]).reshape(2, -1)
     cols, rows = deltas.cumsum(axis=1) / UNITS_PER_PX
@@ -161,7 +172,8 @@ def test_the_overlay_does_not_depend_on_how_many_rows_are_drawn_together(
 ) -> None:
     content = read_map(geopackage)
     grid = Grid((50, 60), Affine.translation(500_003, 2_700_013) @ Affine.rotation(17) @ Affine.scale(0.7, -0.7), UTM)
-    shapes = zip(content.geometry, content.places + 1, strict=True)
+    ((_, geometry),) = content.outlines()
+    shapes = zip(geometry, content.places + 1, strict=True)
     whole = rasterize(shapes, grid.shape, transform=grid.transform)
     monkeypatch.setattr("landseg.outputs.report.BAND_ROWS", band_rows)
     overlay = draw_classes(content, grid)
@@ -200,7 +212,7 @@ def test_polygons_of_several_parts_are_told(geopackage: Path) -> None:
     frame = geopandas.read_file(geopackage, layer="landuse").dissolve()
     pyogrio.write_dataframe(frame, geopackage, layer="landuse", promote_to_multi=True)
     with pytest.raises(InputError, match="more than single polygons"):
-        read_map(geopackage)
+        page_of(geopackage)
 
 
 def test_an_edited_map_is_told_and_shown(geopackage: Path, caplog: pytest.LogCaptureFixture) -> None:

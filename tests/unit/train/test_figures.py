@@ -46,6 +46,16 @@ def test_scores_are_drawn(tmp_path: Path, classes: int) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["scores.png"]
 
 
+def test_names_that_begin_alike_are_told_apart() -> None:
+    crops = [f"permanent crops that are irrigated: {name}" for name in ("olive groves", "orchards", "vineyards")]
+
+    shown = figures._shortened(["permanent crops, mixed with pastures", "water", *crops], 24)
+
+    assert len(set(shown)) == 5
+    assert max(map(len, shown)) == len("permanent crops that are irrigated: ol…")
+    assert figures._shortened(["costs $, taken all together"], 24) == [r"costs \$, taken all toge…"]
+
+
 def test_without_confidence_there_is_no_curve(tmp_path: Path) -> None:
     draw_scores(some_scores(confidence=False), LEGEND, tmp_path / "scores.png")
 
