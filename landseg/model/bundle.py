@@ -89,6 +89,16 @@ class Card:
     held_out: Mapping[str, Any] = field(default_factory=dict)
     limits: tuple[str, ...] = ()
 
+    @property
+    def pretrained_source(self) -> str | None:
+        """What its weights began as, a model or a file of weights; None if they were drawn at random."""
+        began = (
+            self.training.get("started_from", {}).get("name"),
+            self.training.get("optimisation", {}).get("initial_weights"),
+            self.training.get("imported_from"),
+        )
+        return next((Path(source).name for source in began if source is not None), None)
+
     def to_stac(self, sha256: str, parameters: int) -> dict[str, Any]:
         """Write the card as a STAC Item whose asset is the weights file of that digest."""
         chip = [-1, self.architecture.in_channels, self.chip_px, self.chip_px]
@@ -109,8 +119,8 @@ class Card:
             "mlm:framework": "PyTorch",
             "mlm:framework_version": torch.__version__,
             "mlm:total_parameters": parameters,
-            "mlm:pretrained": False,
-            "mlm:pretrained_source": None,
+            "mlm:pretrained": self.pretrained_source is not None,
+            "mlm:pretrained_source": self.pretrained_source,
             "mlm:accelerator": None,
             "mlm:input": [
                 {

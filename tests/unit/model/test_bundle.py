@@ -69,6 +69,22 @@ def bundle(tmp_path: Path, network: PSPNet) -> Bundle:
     return write_bundle(tmp_path / "tiny", CARD, network)
 
 
+@pytest.mark.parametrize(
+    ("training", "source"),
+    [
+        ({"data": "none"}, None),
+        ({"optimisation": {"initial_weights": None}}, None),
+        ({"optimisation": {"initial_weights": "runs/resnet50.pth"}}, "resnet50.pth"),
+        ({"started_from": {"name": "county"}, "optimisation": {"initial_weights": None}}, "county"),
+        ({"imported_from": "pspnet.pth"}, "pspnet.pth"),
+    ],
+)
+def test_a_card_tells_what_its_weights_began_as(training: dict[str, Any], source: str | None) -> None:
+    properties = dataclasses.replace(CARD, training=training).to_stac("00", 1)["properties"]
+    assert properties["mlm:pretrained"] == (source is not None)
+    assert properties["mlm:pretrained_source"] == source
+
+
 def edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     card = folder / CARD_FILE
     item = json.loads(card.read_text(encoding="utf-8"))
