@@ -12,7 +12,7 @@ from filelock import FileLock
 from urllib3.exceptions import HTTPError
 
 from landseg.errors import CatalogError
-from landseg.hrefs import is_remote
+from landseg.hrefs import check_plain, is_remote
 from landseg.outputs.drafts import write_text, writing
 
 UNREADABLE = (
@@ -55,6 +55,7 @@ def open_catalog(href: str) -> pystac.Catalog:
     """
     if not is_remote(href) and not Path(href).exists():
         raise CatalogError(f"there is no catalog {href}", "name one by --catalog; 'landseg catalog add' makes it")
+    check_plain(href, CatalogError)
     try:
         return pystac.Catalog.from_file(href)
     except UNREADABLE as error:

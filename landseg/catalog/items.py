@@ -15,6 +15,7 @@ from landseg.catalog.search import read_interval
 from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
+from landseg.hrefs import check_plain
 from landseg.outputs.drafts import drafted
 from landseg.outputs.imagery import Imagery, scaled
 from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, PROJECTION_SCHEMA, footprint, grid_properties
@@ -126,6 +127,7 @@ def read_item(path: Path) -> pystac.Item:
     CatalogError
         If it is none.
     """
+    check_plain(path, CatalogError)
     try:
         item = pystac.Item.from_file(str(path.resolve()))
     except UNREADABLE as error:

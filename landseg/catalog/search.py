@@ -19,7 +19,7 @@ from urllib3 import Retry
 
 from landseg.catalog import UNREADABLE, all_items, in_utc, reason, times_of
 from landseg.errors import CatalogError, UsageError
-from landseg.hrefs import hide_secrets, local_path
+from landseg.hrefs import check_plain, hide_secrets, local_path
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ def search(
         If the catalog can't be read, or an item of a collection that was named has no raster, or no such asset.
     """
     interval = None if dates is None else read_interval(dates)
+    check_plain(url, CatalogError)
     retry = Retry(
         total=attempts - 1,
         backoff_factor=wait_s,

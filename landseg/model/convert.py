@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from landseg.errors import BundleError
+from landseg.hrefs import check_plain
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.model.resnet import LAYOUTS, STEMS, BackboneName, BasicBlock, ResNet, StemName, stage_channels
 
@@ -170,6 +171,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     BundleError
         If the file is missing, damaged, needs pickle, or holds no state dict.
     """
+    check_plain(path, BundleError)
     stored: Any
     try:
         if path.suffix == ".safetensors":

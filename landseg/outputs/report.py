@@ -30,6 +30,7 @@ from rasterio.io import MemoryFile
 
 from landseg.errors import InputError, SceneError
 from landseg.grid import Grid
+from landseg.hrefs import check_plain
 from landseg.outputs import counted
 from landseg.outputs.drafts import writing
 from landseg.outputs.geopackage import CLASS_AREAS
@@ -120,6 +121,7 @@ def read_map(path: Path) -> MapFile:
     InputError
         If it can't be read, or holds no map.
     """
+    check_plain(path, InputError)
     try:
         header, _, geometry, columns = pyogrio.raw.read(path, layer=LAYER)
         classes = pyogrio.read_dataframe(path, layer=CLASS_AREAS)

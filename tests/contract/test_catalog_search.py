@@ -1,6 +1,7 @@
 """Scenes are found alike in a static catalog on disk, behind HTTP, and in a STAC API: a real one, on loopback."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -174,6 +175,8 @@ def test_catalogs_that_can_t_be_read(tmp_path: Path, static_url: str) -> None:
             search(str(url))
         assert len(str(refusal.value).splitlines()) <= 2
         assert "secret" not in str(refusal.value)
+    with pytest.raises(CatalogError, match="and no file"):
+        search(os.devnull)
 
 
 def test_a_server_that_stumbles_is_asked_again(folder: Path) -> None:

@@ -1,5 +1,8 @@
 import argparse
+import os
 import pickle
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +249,13 @@ def test_a_file_without_a_state_dict_is_refused(value: Any, tmp_path: Path) -> N
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     for name in ("a.pth", "a.safetensors"):
         assert "can't read" in refusal(tmp_path / name).what
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_device_is_refused(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).symlink_to(os.devnull)
+        assert "and no file" in refusal(tmp_path / name).what
 
 
 def backbone_weights(name: str = "resnet18") -> Weights:
