@@ -345,3 +345,12 @@ def test_a_number_that_stands_for_many_is_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "bomb.pth")
     with pytest.raises(BundleError, match=r"does not hold all numbers of the weight fc\.weight"):
         read_weights(tmp_path / "bomb.pth")
+
+
+def test_a_checkpoint_that_would_unpack_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    stored = save({"fc.weight": torch.zeros(10**6)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(stored) as parts, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in parts.namelist():
+            packed.writestr(name, parts.read(name))
+    assert list(read_weights(stored)) == ["fc.weight"]
+    assert "would take more memory than disk" in refusal(tmp_path / "bomb.pth").what
