@@ -10,7 +10,7 @@ import pystac
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from landseg.catalog import UNREADABLE, reason
+from landseg.catalog import UNREADABLE, checked, reason
 from landseg.catalog.search import read_interval
 from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import CatalogError, UsageError
@@ -129,7 +129,7 @@ def read_item(path: Path) -> pystac.Item:
     """
     check_plain(path, CatalogError)
     try:
-        item = pystac.Item.from_file(str(path.resolve()))
+        item = checked(pystac.Item.from_file(str(path.resolve())))
     except UNREADABLE as error:
         raise CatalogError(f"{path} is no STAC item", reason(error)) from error
     item.make_asset_hrefs_absolute()
