@@ -23,6 +23,13 @@ def is_remote(href: str) -> bool:
     return "://" in href or href.startswith("/vsi")
 
 
+def check_plain(href: str | Path, refusal: type[Exception]) -> None:
+    """Refuse, by an error of that type, a pipe, a socket or a device: reading it might never end."""
+    path = Path(href)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise refusal(f"{href} is a pipe, a socket or a device, and no file")
+
+
 def local_path(href: str) -> str:
     """Give the path that a ``file://`` URL names; others are left as they are."""
     return url2pathname(urlsplit(href).path) if href.startswith("file://") else href

@@ -169,7 +169,7 @@ def print_items(items: "Sequence[pystac.Item]") -> None:
 def print_item(item: "pystac.Item") -> None:
     """Print what a catalog knows of an item on stdout."""
     properties = item.properties
-    shape, cloud_cover = properties.get("proj:shape"), properties.get("eo:cloud_cover")
+    shape, gsd, cloud_cover = (properties.get(name) for name in ("proj:shape", "gsd", "eo:cloud_cover"))
     image = item.assets.get("image")
     bands = properties.get("bands", []) if image is None else image.extra_fields.get("bands", [])
     rows = {
@@ -180,9 +180,9 @@ def print_item(item: "pystac.Item") -> None:
         "date": _dates(item),
         "bounds": "" if item.bbox is None else ", ".join(f"{value:.4f}" for value in item.bbox) + " (degrees)",
         "size": "" if shape is None else _extent(*shape),
-        "gsd": f"{properties['gsd']:g} m" if "gsd" in properties else "",
+        "gsd": "" if gsd is None else f"{gsd:g} m",
         "crs": properties.get("proj:code") or "",
-        "bands": ", ".join(band["name"] for band in bands),
+        "bands": ", ".join(band.get("name", "?") for band in bands),
         "clouds": "" if cloud_cover is None else f"{cloud_cover:g} %",
         "licence": properties.get("license", ""),
         "files": "\n".join(

@@ -12,8 +12,9 @@ from filelock import FileLock
 from urllib3.exceptions import HTTPError
 
 from landseg.errors import CatalogError
-from landseg.hrefs import is_remote
+from landseg.hrefs import check_plain, is_remote
 from landseg.outputs.drafts import write_text, writing
+from landseg.outputs.records import ItemRecord, check_record
 
 UNREADABLE = (
     OSError,
@@ -39,6 +40,12 @@ COLLECTIONS = {
 }
 """Collections that have a use of their own, and what they say of themselves."""
 
+MOST_CATALOGS = 10_000
+"""Of a root's: a server that makes up links would lead on for ever."""
+
+MOST_ITEMS = 100_000
+"""Of a server's answer, whose pages may do so, too."""
+
 
 def reason(error: Exception) -> str:
     """Give the first line of what a library's error says, or the error's name where it says nothing."""
@@ -55,6 +62,7 @@ def open_catalog(href: str) -> pystac.Catalog:
     """
     if not is_remote(href) and not Path(href).exists():
         raise CatalogError(f"there is no catalog {href}", "name one by --catalog; 'landseg catalog add' makes it")
+    check_plain(href, CatalogError)
     try:
         return pystac.Catalog.from_file(href)
     except UNREADABLE as error:
@@ -81,16 +89,30 @@ def items_of(root: pystac.Catalog) -> Iterator[pystac.Item]:
 def all_items(root: pystac.Catalog) -> Iterator[pystac.Item]:
     """Give the items of a catalog and of all below it, each catalog's once: links may lead back, or to it many times.
 
-    Raises one of `UNREADABLE` if a part can't be read.
+    Raises one of `UNREADABLE` if a part can't be read, and `CatalogError` if there are too many.
     """
-    waiting, seen = [root], set()
+    waiting, seen = [root], set[str | None]()
     while waiting:
         catalog = waiting.pop(0)
         place = catalog.get_self_href()
         if place not in seen:
+            if len(seen) == MOST_CATALOGS:
+                raise CatalogError(
+                    f"{root.get_self_href()} leads to more than {MOST_CATALOGS:,} catalogs", "name one of these"
+                )
             seen.add(place)
-            yield from catalog.get_items(recursive=False)
+            yield from map(checked, catalog.get_items(recursive=False))
             waiting[:0] = catalog.get_children()
+
+
+def checked(item: pystac.Item) -> pystac.Item:
+    """Give an item as it is, or raise ValueError where what is read of it is of another type than STAC has it."""
+    try:
+        check_record(ItemRecord, item.to_dict(include_self_link=False, transform_hrefs=False))
+        times_of(item)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"item {item.id}: {reason(error)}") from error
+    return item
 
 
 def find_item(root: pystac.Catalog, item_id: str) -> pystac.Item:
@@ -223,7 +245,10 @@ def _add_item(catalog: Path, item: pystac.Item, collection_id: str) -> Path:
     former = [link for link in collection.get_item_links() if link.get_absolute_href() == item.self_href]
     collection.links = [link for link in collection.links if link not in former]
     collection.add_item(item, set_parent=True)
-    collection.extent = _widened(collection.extent, item)
+    try:
+        collection.extent = _widened(collection.extent, item)
+    except UNREADABLE as error:
+        raise CatalogError(f"can't read the extent of the collection '{collection_id}' of {catalog}") from error
     # The leaf first: what a catalog leads to is there.
     for stac in (item, collection, root):
         _write(stac)

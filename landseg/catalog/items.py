@@ -11,12 +11,12 @@ import pystac
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from landseg.catalog import UNREADABLE, reason
+from landseg.catalog import UNREADABLE, checked, reason
 from landseg.catalog.search import read_interval
 from landseg.checksums import FILE_SCHEMA, checksum
 from landseg.errors import CatalogError, UsageError
 from landseg.grid import Grid
-from landseg.hrefs import is_remote
+from landseg.hrefs import check_plain, is_remote
 from landseg.outputs.drafts import drafted
 from landseg.outputs.imagery import Imagery, scaled
 from landseg.outputs.manifest import CLASSIFICATION_SCHEMA, PROJECTION_SCHEMA, footprint, grid_properties
@@ -134,7 +134,9 @@ def read_item(place: Path | str) -> pystac.Item:
             storage, name = StorageFolder.around(str(place))
             item = pystac.Item.from_dict(json.loads(storage.read_text(name) or "null"), href=str(place))
         else:
+            check_plain(place, CatalogError)
             item = pystac.Item.from_file(str(Path(place).resolve()))
+        checked(item)
     except UNREADABLE as error:
         raise CatalogError(f"{place} is no STAC item", reason(error)) from error
     item.make_asset_hrefs_absolute()

@@ -17,9 +17,9 @@ from pystac_client.warnings import PystacClientWarning
 from requests import RequestException
 from urllib3 import Retry
 
-from landseg.catalog import UNREADABLE, all_items, in_utc, reason, times_of
+from landseg.catalog import MOST_ITEMS, UNREADABLE, all_items, checked, in_utc, reason, times_of
 from landseg.errors import CatalogError, UsageError
-from landseg.hrefs import hide_secrets, local_path
+from landseg.hrefs import check_plain, hide_secrets, local_path
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ def search(
         If the catalog can't be read, or an item of a collection that was named has no raster, or no such asset.
     """
     interval = None if dates is None else read_interval(dates)
+    check_plain(url, CatalogError)
     retry = Retry(
         total=attempts - 1,
         backoff_factor=wait_s,
@@ -110,7 +111,7 @@ def search(
             items = [item for item in pick(client, collections, bbox, interval) if _is_clear(item, max_cloud_cover)]
     except (RequestException, APIError) as error:
         raise CatalogError(f"the server of the catalog {url} does not give it", reason(error)) from error
-    except (*UNREADABLE, ClientTypeError) as error:
+    except (*UNREADABLE, ClientTypeError, shapely.errors.ShapelyError) as error:
         raise CatalogError(f"can't read the catalog {url}", reason(error)) from error
     if not collections:
         items = [item for item in items if _is_scene(item, asset)]
@@ -142,9 +143,18 @@ def _moment(text: str, *, after: bool = False) -> datetime | None:
 def _ask(
     client: Client, collections: Sequence[str], bbox: Bbox | None, interval: Interval | None
 ) -> Iterator[pystac.Item]:
-    # The last microsecond, since an API includes both ends.
-    datetimes = None if interval is None else (interval[0], interval[1] and interval[1] - timedelta(microseconds=1))
-    yield from client.search(collections=list(collections) or None, bbox=bbox, datetime=datetimes).items()
+    # The last microsecond, since an API includes both ends, of which it takes one at least.
+    first, after = interval or (None, None)
+    datetimes = (first, after and after - timedelta(microseconds=1)) if first or after else None
+    found = client.search(collections=list(collections) or None, bbox=bbox, datetime=datetimes).items()
+    seen = set[tuple[str | None, str]]()
+    for item in map(checked, found):
+        if (item.collection_id, item.id) in seen:
+            raise ValueError(f"its pages lead back: they have the item {item.id} twice")
+        if len(seen) == MOST_ITEMS:
+            raise ValueError(f"it has more than {MOST_ITEMS:,} items for this query; ask for less")
+        seen.add((item.collection_id, item.id))
+        yield item
 
 
 def _walk(

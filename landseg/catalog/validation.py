@@ -11,7 +11,7 @@ from typing import Any
 import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
-from landseg.catalog import UNREADABLE, reason
+from landseg.catalog import MOST_CATALOGS, UNREADABLE, reason
 from landseg.checksums import SHA256_MULTIHASH, checksum
 from landseg.hrefs import is_remote, local_path
 
@@ -41,8 +41,18 @@ class Validation:
 
 def validate(root: pystac.Catalog) -> Validation:
     """Check a catalog and all that it leads to: schemas, links, and the files of its assets. Nothing is fetched."""
-    found = Validation()
-    _check_catalog(root, _validator(), found, set())
+    found, validator = Validation(), _validator()
+    # Links may lead back, or to a catalog many times; and down for ever.
+    waiting, seen = [root], set[str]()
+    while waiting:
+        catalog = waiting.pop()
+        if _place(catalog) in seen:
+            continue
+        if len(seen) == MOST_CATALOGS:
+            found.faults.append(f"{_place(root)}: it leads to more than {MOST_CATALOGS:,} catalogs")
+            break
+        seen.add(_place(catalog))
+        waiting += reversed(_check_catalog(catalog, validator, found))
     return found
 
 
@@ -61,12 +71,10 @@ def _validator() -> JsonSchemaSTACValidator:
 
 
 def _check_catalog(
-    catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, found: Validation, seen: set[str]
-) -> None:
-    # Links may lead back, or to a catalog many times.
-    if _place(catalog) in seen:
-        return
-    seen.add(_place(catalog))
+    catalog: pystac.Catalog, validator: JsonSchemaSTACValidator, found: Validation
+) -> list[pystac.Catalog]:
+    """Check a catalog and its items; give the catalogs below it."""
+    below = []
     _check_schema(catalog, validator, found)
     for link in catalog.get_links():
         if link.rel in (pystac.RelType.CHILD, pystac.RelType.ITEM):
@@ -76,10 +84,11 @@ def _check_catalog(
                 found.faults.append(f"{_place(catalog)}: can't read {link.href}: {reason(error)}")
                 continue
             if isinstance(linked, pystac.Catalog):
-                _check_catalog(linked, validator, found, seen)
+                below.append(linked)
             elif isinstance(linked, pystac.Item):
                 _check_schema(linked, validator, found)
                 _check_assets(linked, found)
+    return below
 
 
 def _check_schema(stac: pystac.STACObject, validator: JsonSchemaSTACValidator, found: Validation) -> None:
@@ -91,8 +100,8 @@ def _check_schema(stac: pystac.STACObject, validator: JsonSchemaSTACValidator, f
         # The schemas at hand are those of one version.
         found.unchecked.append(f"{_place(stac)}: is of STAC {version}, and was checked as what {known} makes of it")
         stored = stac.to_dict(include_self_link=False, transform_hrefs=False)
-    at_hand = [extension for extension in stored.get("stac_extensions", []) if extension in validator.schema_cache]
-    for extension in stored.get("stac_extensions", []):
+    at_hand = [extension for extension in stored.get("stac_extensions") or [] if extension in validator.schema_cache]
+    for extension in stored.get("stac_extensions") or []:
         if extension not in at_hand:
             found.unchecked.append(f"{_place(stac)}: landseg does not have the schema {extension}")
     try:

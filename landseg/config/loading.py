@@ -17,6 +17,7 @@ from yaml.constructor import SafeConstructor
 
 from landseg.config.values import Strict
 from landseg.errors import ConfigError
+from landseg.hrefs import check_plain
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +91,7 @@ def load_config(path: Path, kind: type[ConfigT]) -> ConfigT:
 
 def _composed(path: Path, extending: tuple[Path, ...] = ()) -> yaml.Node | None:
     """Read the nodes of a file and of those that it extends; each knows the file and line that it comes from."""
+    check_plain(path, ConfigError)
     try:
         with path.open(encoding="utf-8") as file:
             text = file.read(MOST_CHARACTERS + 1)

@@ -7,6 +7,7 @@ neither says is in the caller's ``variant``. No pickle is ever loaded.
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from landseg.errors import BundleError
+from landseg.hrefs import check_plain
 from landseg.model.pspnet import Architecture, PSPNet
 from landseg.model.resnet import LAYOUTS, STEMS, BackboneName, BasicBlock, ResNet, StemName, stage_channels
 
@@ -170,11 +172,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     BundleError
         If the file is missing, damaged, needs pickle, or holds no state dict.
     """
+    check_plain(path, BundleError)
     stored: Any
     try:
         if path.suffix == ".safetensors":
             stored = load_file(path)
         elif path.suffix in (".pth", ".pt"):
+            if _unpacks_to_more(path):
+                raise BundleError(f"{path} is packed: it would take more memory than disk", "unpack it, or save it anew")
             with warnings.catch_warnings():
                 # A pickle of a newer protocol: read or refused all the same.
                 warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
@@ -188,7 +193,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             f"{path} can't be read without unpickling, which may run code hidden in it",
             "where you trust the file, save its weights alone: torch.save(checkpoint['state_dict'], 'weights.pth')",
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (SafetensorError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise BundleError(f"{path} is damaged or no file of weights: {_first_line(error)}") from error
     if isinstance(stored, Mapping):
         stored = stored.get("state_dict", stored)
@@ -199,6 +204,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if tensor.layout != torch.strided or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise BundleError(f"{path} does not hold all numbers of the weight {name}")
     return {str(name): tensor for name, tensor in stored.items()}
+
+
+def _unpacks_to_more(path: Path) -> bool:
+    """Tell whether a checkpoint holds more than its size: torch packs none, and a small one may unpack to any size."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as parts:
+        return sum(part.file_size for part in parts.infolist()) > path.stat().st_size
 
 
 def _first_line(error: Exception) -> str:

@@ -117,7 +117,7 @@ class Architecture:
                 known = ", ".join(map(str, choices))
                 raise ValueError(f"{option} is '{getattr(self, option)}', not one of {known}")
         numbers = (self.in_channels, self.classes, self.level_channels or 1, self.head_channels or 1, *self.bins)
-        if not all(isinstance(number, int) for number in numbers):
+        if not all(type(number) is int for number in numbers):
             raise ValueError("numbers of channels, classes and bins must be whole")
         if len(self.bins) > stage_channels(self.backbone)[self.stages - 1]:
             raise ValueError(f"{len(self.bins)} levels of a pyramid are more than the channels below it")

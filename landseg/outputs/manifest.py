@@ -21,6 +21,7 @@ from landseg.hrefs import is_remote
 from landseg.legend import Legend
 from landseg.outputs import ClassArea
 from landseg.outputs.drafts import writing
+from landseg.outputs.records import MapRecord, check_record
 
 CLASSIFICATION_SCHEMA = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 PROCESSING_SCHEMA = "https://stac-extensions.github.io/processing/v1.1.0/schema.json"
@@ -96,17 +97,24 @@ def read_manifest(path: Path) -> Mapping[str, Any]:
     Raises
     ------
     InputError
-        If the file is torn, or no item.
+        If the file is torn, no item, or not as landseg wrote it.
     """
-    if not path.exists():
+    if not path.is_file():
         return {}
+    remedy = "move it away, or map the scene again"
     try:
         item: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return item if "landseg:areas" in item.get("properties", {}) else {}
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {error}", "move it away, or map the scene again") from error
+        raise InputError(f"{path} is no JSON: {error}", remedy) from error
+    try:
+        if "landseg:areas" not in item.get("properties", {}):
+            return {}
+        check_record(MapRecord, item)
     except (AttributeError, TypeError) as error:
-        raise InputError(f"{path} is no STAC item", "move it away, or map the scene again") from error
+        raise InputError(f"{path} is no STAC item", remedy) from error
+    except ValueError as error:
+        raise InputError(f"{path} is not as landseg wrote it: {error}", remedy) from error
+    return item
 
 
 def sources_of(manifest: Mapping[str, Any], folder: Path) -> list[str]:

@@ -24,13 +24,17 @@ import pyogrio
 import shapely
 from affine import Affine
 from numpy.typing import NDArray
-from pyogrio.errors import DataLayerError, DataSourceError
+from pandas.api.types import is_numeric_dtype
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError, GeometryError
 from rasterio.crs import CRS
+from rasterio.errors import CRSError
 from rasterio.features import rasterize
 from rasterio.io import MemoryFile
 
 from landseg.errors import InputError, SceneError
 from landseg.grid import Grid
+from landseg.hrefs import check_plain
+from landseg.legend import LandClass, Legend
 from landseg.outputs import counted
 from landseg.outputs.drafts import writing
 from landseg.outputs.geopackage import CLASS_AREAS
@@ -115,11 +119,7 @@ class MapFile:
         with pyogrio.open_arrow(self.path, layer=LAYER, columns=[], batch_size=PART, use_pyarrow=True) as (info, parts):
             for part in parts:
                 shapes = shapely.from_wkb(part.column(info["geometry_name"]).to_numpy(zero_copy_only=False))
-                if (shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON).any():
-                    raise InputError(
-                        f"{self.path} holds more than single polygons",
-                        "split them up: Multipart to singleparts in QGIS",
-                    )
+                _check_shapes(self.path, shapes)
                 yield slice(begin, begin + len(shapes)), shapes
                 begin += len(shapes)
 
@@ -144,11 +144,17 @@ def read_map(path: Path) -> MapFile:
     InputError
         If it can't be read, or holds no map.
     """
+    check_plain(path, InputError)
     try:
         header, _, _, columns = pyogrio.raw.read(path, layer=LAYER, read_geometry=False)
         classes = pyogrio.read_dataframe(path, layer=CLASS_AREAS)
-    except (DataSourceError, DataLayerError) as error:
+        crs = CRS.from_user_input(header["crs"])
+        if not (crs.is_projected or crs.is_geographic):
+            raise CRSError("it is of no place on the Earth")
+    except (DataSourceError, DataLayerError, FeatureError, GeometryError) as error:
         raise InputError(f"{path} is no GeoPackage that landseg wrote: {error}", "give the .gpkg of a run") from error
+    except CRSError as error:
+        raise InputError(f"{path} has no coordinate reference system", "set one in QGIS: Layer > Set CRS") from error
     polygons = pd.DataFrame(dict(zip(header["fields"], columns, strict=True)))
     if polygons.empty:
         raise InputError(f"{path} holds no polygons")
@@ -159,18 +165,46 @@ def read_map(path: Path) -> MapFile:
         path,
         polygons,
         classes,
-        CRS.from_user_input(header["crs"]),
+        crs,
         manifest.get("properties", {}),
         sources_of(manifest, path.parent) if manifest else [],
     )
 
 
+def _check_shapes(path: Path, shapes: NDArray[np.object_]) -> None:
+    """Refuse outlines that an edited map may hold and a page can't show."""
+    if count := int((shapely.is_missing(shapes) | shapely.is_empty(shapes)).sum()):
+        raise InputError(f"{path} holds {counted(count, 'polygon')} without a shape", "draw or delete them in QGIS")
+    if (shapely.get_type_id(shapes) != shapely.GeometryType.POLYGON).any():
+        raise InputError(f"{path} holds more than single polygons", "split them up: Multipart to singleparts in QGIS")
+
+
 def _check_polygons(path: Path, polygons: pd.DataFrame, classes: pd.DataFrame) -> None:
     """Refuse what an edited map may hold and a page can't show."""
-    strange = ~polygons["class_id"].isin(classes["class_id"]) | polygons["area_m2"].isna()
+    tables = {
+        LAYER: (polygons, ["class_id"], ["area_m2", "confidence", "perimeter_m"]),
+        CLASS_AREAS: (classes, ["class_id", "class_name", "colour"], ["area_m2", "polygons"]),
+    }
+    for name, (table, fields, numbers) in tables.items():
+        lost = [field for field in (*fields, *numbers) if field not in table]
+        lost += [field for field in numbers if field in table and not is_numeric_dtype(table[field])]
+        if lost:
+            raise InputError(
+                f"{path}: the table {name} has no {lost[0]}, or one that holds no numbers",
+                "give the field its name and type again, or map the scene again",
+            )
+    try:
+        Legend(tuple(LandClass(*row) for row in classes[["class_id", "class_name", "colour"]].itertuples(index=False)))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: {CLASS_AREAS} holds no legend: {error}", "fill it in, in QGIS for example"
+        ) from error
+    strange = ~polygons["class_id"].isin(classes["class_id"]) | ~np.isfinite(polygons["area_m2"])
+    strange |= (polygons["confidence"] < 0) | (polygons["confidence"] > 100)
     if count := int(strange.sum()):
         raise InputError(
-            f"{path}: no area_m2, or no class_id that {CLASS_AREAS} names, has {counted(count, 'polygon')}",
+            f"{path}: no area_m2, no class_id that {CLASS_AREAS} names, or no confidence within 0 to 100, "
+            f"has {counted(count, 'polygon')}",
             "fill them in, in QGIS for example",
         )
 
@@ -257,7 +291,8 @@ def find_imagery(content: MapFile, scene: str | None) -> list[Imagery]:
     """
     recorded = content.manifest.get("landseg:scene")
     if scene is not None:
-        return [_mapped_imagery(scene, content.manifest) if recorded else _imagery_by_name(scene)]
+        imagery = _mapped_imagery(scene, content.manifest) if recorded else _imagery_by_name(scene)
+        return [_on_map(imagery, content.grid)]
     if not content.manifest:
         log.warning("no manifest is beside %s: the page will have no imagery, unless --scene names it", content.path)
         return []
@@ -268,7 +303,7 @@ def find_imagery(content: MapFile, scene: str | None) -> list[Imagery]:
     found, lost = [], []
     for source, manifest in mapped:
         try:
-            found.append(_mapped_imagery(source, manifest))
+            found.append(_on_map(_mapped_imagery(source, manifest), content.grid))
         except SceneError as error:
             lost.append(error.what)
     if lost:
@@ -280,15 +315,28 @@ def find_imagery(content: MapFile, scene: str | None) -> list[Imagery]:
 def _scenes_of(path: Path) -> list[tuple[str, Mapping[str, Any]]]:
     """Give what a map was made from, each with what its manifest says."""
     manifest = read_manifest(path)
-    return [(source, manifest["properties"]) for source in sources_of(manifest, path.parent)] if manifest else []
+    properties = manifest.get("properties", {})
+    if "landseg:scene" not in properties:
+        return []
+    return [(source, properties) for source in sources_of(manifest, path.parent)]
 
 
 def _mapped_imagery(scene: str, manifest: Mapping[str, Any]) -> Imagery:
     """Show a scene as the network saw it."""
     recorded = manifest["landseg:scene"]
     info = describe_scene(scene, manifest["landseg:config"]["assume_crs"])
+    if max(recorded["bands"], default=0) > len(info.dtypes):
+        raise SceneError(f"{scene} has fewer bands than when it was mapped")
     imagery = Imagery.of(info, recorded["band_names"], recorded["bands"], recorded["value_ranges"])
     return imagery or _imagery_by_name(scene)
+
+
+def _on_map(imagery: Imagery, grid: Grid) -> Imagery:
+    """Give imagery as it is, or refuse it where it shows none of the map."""
+    left, bottom, right, top = imagery.info.grid.bounds_in(grid.crs)
+    if not (left < grid.bounds[2] and grid.bounds[0] < right and bottom < grid.bounds[3] and grid.bounds[1] < top):
+        raise SceneError(f"{imagery.info.shown} lies elsewhere than the map")
+    return imagery
 
 
 def _imagery_by_name(scene: str) -> Imagery:
@@ -336,7 +384,7 @@ def confidence_histogram(polygons: pd.DataFrame) -> list[float]:
         return []
     bins = np.arange(0, 100 + BIN, BIN)
     area, _ = np.histogram(polygons["confidence"], bins, weights=polygons["area_m2"])
-    shares: list[float] = (area / area.sum()).tolist()
+    shares: list[float] = (area / (area.sum() or 1)).tolist()
     return shares
 
 
@@ -350,7 +398,7 @@ def unsure_polygons(polygons: pd.DataFrame, shown: NDArray[np.intp]) -> dict[str
         "below": UNSURE_BELOW,
         "polygons": len(candidates),
         "area_m2": area,
-        "share": area / float(polygons["area_m2"].sum()),
+        "share": area / float(polygons["area_m2"].sum() or 1),
         "largest": listed.to_dict("records"),
     }
 

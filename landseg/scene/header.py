@@ -17,7 +17,7 @@ from rasterio.errors import CRSError, RasterioIOError
 
 from landseg.errors import CrsError, SceneError
 from landseg.grid import LONLAT, Grid, epsg_code
-from landseg.hrefs import hide_secrets, is_remote
+from landseg.hrefs import check_plain, hide_secrets, is_remote
 from landseg.scene.gdal import GDAL_OPTIONS
 from landseg.scene.stamp import local_files, stamp_of
 
@@ -108,6 +108,7 @@ def describe_scene(path: str, assume_crs: str | None = None) -> SceneInfo:
     """
     if not is_remote(path) and not Path(path).exists() and not _SUBDATASET.match(path):
         raise SceneError(f"there is no scene {path}")
+    check_plain(path, SceneError)
     try:
         with rasterio.Env(**GDAL_OPTIONS), rasterio.open(path) as source:
             if source.count == 0:

@@ -54,7 +54,11 @@ def stamp_of(path: str, files: Sequence[str] = ()) -> tuple[int | str, ...]:
         return () if file.size is None else (file.size, file.mtime_ns)
     # A subdataset's name is not its file's.
     main = path if Path(path).exists() else next(iter(files), path)
-    if is_remote(path) or not Path(main).exists():
+    if is_remote(path):
+        # Of gs://, az:// and archives, GDAL as rasterio has it tells neither size nor time.
+        log.warning("whether %s changes can't be seen", path)
+        return ()
+    if not Path(main).exists():
         return ()
     # Programs that only show a scene write .aux.xml beside it.
     parts = (file for file in files[1:] if not file.lower().endswith(".aux.xml"))

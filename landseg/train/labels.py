@@ -23,6 +23,7 @@ from rasterio.warp import transform_bounds
 
 from landseg.errors import SceneError, TrainingDataError
 from landseg.grid import Grid
+from landseg.hrefs import check_plain
 from landseg.scene import RasterScene, describe_scene
 
 IGNORED = 255
@@ -196,6 +197,7 @@ def open_labels(
     TrainingDataError
         If the file can't be read or placed, lies elsewhere, or lacks the layer or the column.
     """
+    check_plain(path, TrainingDataError)
     try:
         with rasterio.open(path):
             is_raster = True

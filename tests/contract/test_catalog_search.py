@@ -1,13 +1,14 @@
 """Scenes are found alike in a static catalog on disk, behind HTTP, and in a STAC API: a real one, on loopback."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -122,6 +123,7 @@ def test_all_scenes_oldest_first(url: str) -> None:
         ({"dates": "2026-02-01/2026-03-04"}, ["february"]),
         ({"dates": "2026-02-01/.."}, ["february", "march"]),
         ({"dates": "../2026-01-31"}, ["january"]),
+        ({"dates": "../.."}, ["january", "february", "march"]),
         ({"dates": "2026-01-31T23:40:00Z/2026-03-05T00:00:01Z"}, ["february", "march"]),
         ({"max_cloud_cover": 20}, ["january", "march"]),
     ],
@@ -174,6 +176,8 @@ def test_catalogs_that_can_t_be_read(tmp_path: Path, static_url: str) -> None:
             search(str(url))
         assert len(str(refusal.value).splitlines()) <= 2
         assert "secret" not in str(refusal.value)
+    with pytest.raises(CatalogError, match="and no file"):
+        search(os.devnull)
 
 
 def test_a_server_that_stumbles_is_asked_again(folder: Path) -> None:
@@ -194,4 +198,64 @@ def test_a_server_that_stumbles_is_asked_again(folder: Path) -> None:
         asked.clear()
         with pytest.raises(CatalogError):
             search(url, attempts=2, wait_s=0.01)
+        server.shutdown()
+
+
+class _Endless(_Quiet):
+    """A catalog whose catalogs each lead to another, and an API whose pages do."""
+
+    answers: Callable[[int], str]
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer()
+
+    def _answer(self) -> None:
+        here = f"http://127.0.0.1:{self.server.server_address[1]}"
+        number = int(self.path.rpartition("/")[2] or 0)
+        content: dict[str, Any] = {"type": "Catalog", "stac_version": "1.1.0", "id": f"c{number}", "description": "d"}
+        if self.path.startswith("/catalog"):
+            content["links"] = [{"rel": "child", "href": f"{here}/catalog/{number + 1}"}]
+        elif self.path == "/":
+            content["conformsTo"] = [
+                "https://api.stacspec.org/v1.0.0/core",
+                "https://api.stacspec.org/v1.0.0/item-search",
+            ]
+            content["links"] = [{"rel": "search", "href": f"{here}/search/0", "type": "application/geo+json"}]
+        else:
+            found = item("january").to_dict(include_self_link=False)
+            again = {"rel": "next", "href": f"{here}/search/{number + 1}", "method": "POST", "body": {}}
+            content = {
+                "type": "FeatureCollection",
+                "features": [found | {"id": self.answers(number)}],
+                "links": [again],
+            }
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize(
+    ("path", "answers", "says"),
+    [
+        ("", str, "more than 30 items"),
+        ("", lambda number: str(number % 3), "lead back: they have the item 0 twice"),
+        ("catalog/0", str, "more than 30 catalogs"),
+    ],
+)
+def test_what_leads_on_for_ever_is_refused(
+    monkeypatch: pytest.MonkeyPatch, path: str, answers: Callable[[int], str], says: str
+) -> None:
+    monkeypatch.setattr("landseg.catalog.search.MOST_ITEMS", 30)
+    monkeypatch.setattr("landseg.catalog.MOST_CATALOGS", 30)
+    monkeypatch.setattr(_Endless, "answers", staticmethod(answers), raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Endless) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(CatalogError, match=says):
+            search(f"http://127.0.0.1:{server.server_port}/{path}")
         server.shutdown()

@@ -13,7 +13,7 @@ import rasterio.shutil
 from numpy.typing import NDArray
 
 from landseg.model.bundle import CARD_FILE, WEIGHTS_FILE
-from tests.conftest import Landseg, Outcome, SceneMaker
+from tests.conftest import DEMO_SCENE, Landseg, Outcome, SceneMaker
 
 Refusal = Callable[..., Outcome]
 
@@ -44,6 +44,33 @@ def scene(make_scene: SceneMaker, city: NDArray[np.uint8]) -> Path:
 
 def test_a_missing_file(refused: Refusal, tmp_path: Path) -> None:
     assert "there is no scene" in refused(tmp_path / "no.tif", code=3).err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+@pytest.mark.parametrize(
+    ("suffix", "command", "code"),
+    [
+        (".tif", ("run", "{}", "--out", "map.gpkg"), 3),
+        (".tif", ("polygonize", "{}", "--out", "map.gpkg"), 3),
+        (".tif", ("evaluate", "--scene", DEMO_SCENE, "--labels", "{}"), 3),
+        (".gpkg", ("evaluate", "--scene", DEMO_SCENE, "--labels", "{}"), 3),
+        (".yaml", ("run", DEMO_SCENE, "--out", "map.gpkg", "--config", "{}"), 2),
+        (".yaml", ("batch", "{}"), 2),
+        (".gpkg", ("report", "{}", "--out", "page.html"), 3),
+        (".json", ("catalog", "list", "--catalog", "{}"), 3),
+        (".json", ("catalog", "add", "{}", "--catalog", "catalog/catalog.json"), 3),
+    ],
+)
+def test_a_device(
+    landseg: Landseg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, command: tuple[str, ...], code: int
+) -> None:
+    """Of a pipe or /dev/zero the commands would never come to an end; /dev/null is as little a file."""
+    monkeypatch.chdir(tmp_path)
+    Path(f"null{suffix}").symlink_to(os.devnull)
+    outcome = landseg(*(str(part).format(f"null{suffix}") for part in command))
+    assert outcome.code == code
+    assert f"null{suffix} is a pipe, a socket or a device, and no file" in outcome.err
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_not_a_raster(refused: Refusal, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import errno
 import json
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -454,3 +455,79 @@ def test_a_catalog_that_is_nested_too_deeply_is_refused(catalog: Path) -> None:
     catalog.write_text("[" * 100_000)
     with pytest.raises(CatalogError, match="can't read the catalog"):
         open_catalog(str(catalog))
+
+
+def test_a_plain_catalog_takes_no_items(make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path) -> None:
+    item = scene_item("city", make_scene(city), DAY)[0]
+    root = pystac.Catalog("root", "All.")
+    root.add_child(pystac.Catalog("scenes", "No collection."))
+    root.normalize_and_save(str(catalog.parent), pystac.CatalogType.SELF_CONTAINED)
+    before = {path: path.read_bytes() for path in catalog.parent.rglob("*.json")}
+    with pytest.raises(CatalogError, match=r"'scenes' of .* is a catalog and no collection\n.*--collection"):
+        add_item(catalog, item, "scenes")
+    assert {path: path.read_bytes() for path in catalog.parent.rglob("*.json")} == before
+
+
+ILL: list[Callable[[dict[str, Any]], Any]] = [
+    lambda item: item.update(id=3),
+    lambda item: item.update(bbox="x"),
+    lambda item: item.update(bbox=[0, 0, "east", 1]),
+    lambda item: item.update(properties=3),
+    lambda item: item.update(assets=[1]),
+    lambda item: item["assets"]["image"].update(roles=3),
+    lambda item: item["assets"]["image"].update(bands="red"),
+    lambda item: item["properties"].update(gsd="fine"),
+    lambda item: item["properties"].update({"eo:cloud_cover": []}),
+    lambda item: item["properties"].update({"proj:shape": [1]}),
+    lambda item: item["properties"].update(license=3),
+    lambda item: item["properties"].update(datetime=None, start_datetime="soon", end_datetime="later"),
+]
+
+
+@pytest.mark.parametrize("change", ILL)
+def test_items_whose_values_are_of_another_type_are_refused(
+    landseg: Landseg,
+    make_scene: SceneMaker,
+    city: NDArray[np.uint8],
+    catalog: Path,
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
+    path = add_item(catalog, scene_item("city", make_scene(city), DAY)[0], "scenes")
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    other = catalog.parent.parent / "other/catalog.json"
+    for command in (("list",), ("show", "city"), ("validate",), ("add", path)):
+        outcome = landseg("catalog", *command, "--catalog", other if command[0] == "add" else catalog)
+        assert outcome.code == 3, (command, outcome)
+    with pytest.raises(CatalogError):
+        search(str(catalog))
+
+
+def test_bands_need_no_name(landseg: Landseg, make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path) -> None:
+    path = add_item(catalog, scene_item("city", make_scene(city), DAY)[0], "scenes")
+    content = json.loads(path.read_text())
+    del content["assets"]["image"]["bands"][1]["name"]
+    path.write_text(json.dumps(content | {"stac_extensions": None}))
+    assert "red, ?, blue" in landseg("catalog", "show", "city", "--catalog", catalog).out
+
+
+def test_a_collection_whose_extent_is_none_takes_no_items(
+    make_scene: SceneMaker, city: NDArray[np.uint8], catalog: Path
+) -> None:
+    item = scene_item("city", make_scene(city), DAY)[0]
+    add_item(catalog, item, "scenes")
+    collection = catalog.parent / "scenes/collection.json"
+    content = json.loads(collection.read_text())
+    content["extent"]["spatial"]["bbox"] = [["west", 0, 1, 1]]
+    collection.write_text(json.dumps(content))
+    with pytest.raises(CatalogError, match="can't read the extent of the collection 'scenes'"):
+        add_item(catalog, item, "scenes")
+
+
+def test_catalogs_may_be_nested_as_deeply_as_they_like(tmp_path: Path) -> None:
+    for n in range(1200):
+        links = [{"rel": "child", "href": f"./{n + 1}.json"}] if n < 1199 else []
+        content = {"type": "Catalog", "stac_version": "1.1.0", "id": f"c{n}", "description": "d", "links": links}
+        (tmp_path / f"{n}.json").write_text(json.dumps(content))
+    assert validate(open_catalog(str(tmp_path / "0.json"))).objects == 1200

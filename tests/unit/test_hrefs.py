@@ -1,10 +1,12 @@
+import os
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from landseg.errors import SceneError
-from landseg.hrefs import from_folder, hide_secrets, is_remote, s3_endpoint, stem
+from landseg.hrefs import check_plain, from_folder, hide_secrets, is_remote, s3_endpoint, stem
 
 
 @pytest.mark.parametrize(
@@ -71,3 +73,18 @@ def test_the_server_of_s3_is_the_one_that_amazon_s_tools_would_ask(monkeypatch: 
     assert s3_endpoint() == ("http", "all.example:9000", "", "", "")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.example")
     assert s3_endpoint() == ("https", "s3.example", "", "", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no such files")
+def test_what_might_be_read_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("zeros").symlink_to("/dev/zero")
+    Path("file").touch()
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        for name in ("pipe", "zeros", "socket"):
+            with pytest.raises(SceneError, match=f"{name} is a pipe, a socket or a device"):
+                check_plain(name, SceneError)
+    for name in ("file", ".", "gone", "https://x.org/pipe"):
+        check_plain(name, SceneError)

@@ -395,3 +395,8 @@ def test_a_server_that_fails_does_not_make_a_scene_another_one() -> None:
             thread.join()
     with pytest.raises(SceneError, match="can't be reached"):
         stamp_of("http://127.0.0.1:1/a.tif")
+
+
+def test_where_changes_can_t_be_seen_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    assert stamp_of("gs://bucket/city.tif") == ()
+    assert "whether gs://bucket/city.tif changes can't be seen" in caplog.text

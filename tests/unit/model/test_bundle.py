@@ -490,6 +490,7 @@ def test_shipped_models_are_found_by_name(monkeypatch: pytest.MonkeyPatch, bundl
         lambda item: item["properties"]["landseg:architecture"].update(bins=[1.5, 2, 4]),
         lambda item: item["properties"]["landseg:architecture"].update(bins=[1] * 10**5),
         lambda item: item["properties"]["landseg:architecture"].update(head_channels=1.5),
+        lambda item: item["properties"]["landseg:architecture"].update(head_channels=True),
     ],
 )
 def test_a_card_of_other_types_is_refused(bundle: Bundle, change: Callable[[dict[str, Any]], Any]) -> None:

@@ -1,5 +1,8 @@
 import argparse
+import os
 import pickle
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +251,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         assert "can't read" in refusal(tmp_path / name).what
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_a_device_is_refused(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.safetensors"):
+        (tmp_path / name).symlink_to(os.devnull)
+        assert "and no file" in refusal(tmp_path / name).what
+
+
 def backbone_weights(name: str = "resnet18") -> Weights:
     return randomised(torchvision.models.get_model(name, weights=None)).state_dict()
 
@@ -335,3 +345,12 @@ def test_a_number_that_stands_for_many_is_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "bomb.pth")
     with pytest.raises(BundleError, match=r"does not hold all numbers of the weight fc\.weight"):
         read_weights(tmp_path / "bomb.pth")
+
+
+def test_a_checkpoint_that_would_unpack_to_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    stored = save({"fc.weight": torch.zeros(10**6)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(stored) as parts, zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in parts.namelist():
+            packed.writestr(name, parts.read(name))
+    assert list(read_weights(stored)) == ["fc.weight"]
+    assert "would take more memory than disk" in refusal(tmp_path / "bomb.pth").what

@@ -3,6 +3,7 @@ import gzip
 import json
 import re
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,36 @@ def edit(geopackage: Path, statement: str) -> None:
         # Triggers keep the index of places, by functions that are GDAL's.
         for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
             database.execute(f'DROP TRIGGER "{name}"')
-        database.execute(statement)
-        database.commit()
+        database.executescript(statement)
+
+
+def dropped(table: str) -> str:
+    return f"DROP TABLE {table}; DELETE FROM gpkg_contents WHERE table_name = '{table}'"
+
+
+def manifest_of(scene: str) -> dict[str, Any]:
+    """Say what a manifest says, as far as a page tells it."""
+    names = ["red", "green", "blue"]
+    properties = {
+        "created": "2026-01-01T00:00:00Z",
+        "gsd": 1.0,
+        "proj:code": "EPSG:32640",
+        "proj:shape": [10, 10],
+        "proj:transform": [1, 0, 500_000, 0, -1, 2_700_010],
+        "processing:software": {"landseg": "1"},
+        "landseg:areas": [],
+        "landseg:scene": {
+            "href": scene,
+            "bands": [1, 2, 3],
+            "band_names": names,
+            "value_ranges": [[0, 255]] * 3,
+            "resampled": False,
+        },
+        "landseg:model": {"name": "small", "sha256": "0" * 64, "temperature": 1.0, "held_out": {}},
+        "landseg:config": {"assume_crs": None},
+    }
+    links = [{"rel": "derived_from", "href": scene}]
+    return {"properties": properties, "links": links, "assets": {"raster": {"file:checksum": "1220"}}}
 
 
 def page_of(geopackage: Path) -> tuple[str, dict[str, Any]]:
@@ -208,6 +237,36 @@ def test_polygons_that_a_page_can_t_show_are_told(geopackage: Path, change: str,
         read_map(geopackage)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("ALTER TABLE landuse DROP COLUMN class_id", "the table landuse has no class_id"),
+        ("ALTER TABLE landuse RENAME COLUMN area_m2 TO area", "the table landuse has no area_m2"),
+        ("ALTER TABLE landuse DROP COLUMN confidence", "the table landuse has no confidence"),
+        ("ALTER TABLE class_areas DROP COLUMN colour", "the table class_areas has no colour"),
+        ("UPDATE class_areas SET colour = 'red' WHERE class_id = 0", "class_areas holds no legend: colour 'red'"),
+        ("UPDATE class_areas SET class_name = NULL WHERE class_id = 0", "class_areas holds no legend"),
+        ("UPDATE class_areas SET class_id = 0", "class_areas holds no legend: a class id stands twice"),
+        (dropped("class_areas"), "no GeoPackage that landseg wrote"),
+        ("UPDATE landuse SET area_m2 = 9e999 WHERE fid = 1", "has 1 polygon"),
+        ("UPDATE landuse SET confidence = 150", "has 2 polygons"),
+        ("UPDATE landuse SET geom = NULL WHERE fid = 1", "holds 1 polygon without a shape"),
+        ("DELETE FROM landuse", "holds no polygons"),
+        ("UPDATE gpkg_geometry_columns SET srs_id = -1", "has no coordinate reference system"),
+    ],
+)
+def test_an_edit_that_a_page_can_t_show_is_told(geopackage: Path, change: str, says: str) -> None:
+    edit(geopackage, change)
+    with pytest.raises(InputError, match=says):
+        page_of(geopackage)
+
+
+@pytest.mark.parametrize("change", [dropped("layer_styles"), "UPDATE landuse SET area_m2 = 0"])
+def test_an_edit_that_a_page_can_show_is_shown(geopackage: Path, change: str) -> None:
+    edit(geopackage, change)
+    assert page_of(geopackage)[1]["polygon_count"] == 2
+
+
 def test_polygons_of_several_parts_are_told(geopackage: Path) -> None:
     frame = geopandas.read_file(geopackage, layer="landuse").dissolve()
     pyogrio.write_dataframe(frame, geopackage, layer="landuse", promote_to_multi=True)
@@ -262,10 +321,7 @@ def test_a_page_is_not_replaced_unasked(geopackage: Path, landseg: Landseg) -> N
 def test_imagery_that_has_gone_is_left_out_but_one_that_is_named_must_be_there(
     geopackage: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scene = {"href": "gone.tif", "bands": [1, 2, 3], "band_names": ["red", "green", "blue"], "value_ranges": []}
-    properties = {"landseg:scene": scene, "landseg:config": {"assume_crs": None}, "landseg:areas": []}
-    manifest = {"properties": properties, "links": [{"rel": "derived_from", "href": "gone.tif"}]}
-    geopackage.with_suffix(".json").write_text(json.dumps(manifest))
+    geopackage.with_suffix(".json").write_text(json.dumps(manifest_of("gone.tif")))
     content = read_map(geopackage)
     assert find_imagery(content, None) == []
     assert "--scene" in caplog.text
@@ -296,3 +352,64 @@ def test_a_manifest_that_is_none_is_refused(geopackage: Path, text: str) -> None
     geopackage.with_suffix(".json").write_text(text)
     with pytest.raises(InputError, match=r"\.json is no "):
         read_map(geopackage)
+
+
+def put(value: Any, *keys: str) -> Callable[[dict[str, Any]], None]:
+    """Put a value in the place of a manifest's."""
+
+    def change(manifest: dict[str, Any]) -> None:
+        *path, last = keys
+        for key in path:
+            manifest = manifest[key]
+        manifest[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (put(5, "links"), "links: input should be a valid list"),
+        (put([{"rel": "derived_from", "href": 3}], "links"), r"links\.0\.href"),
+        (put("[1]", "properties", "proj:transform"), "proj:transform: input should be a valid list"),
+        (put(["1", "0", "0", "0", "1", "0"], "properties", "proj:transform"), r"proj:transform\.0: input"),
+        (put([1, 0, 0, 0, 0, 0], "properties", "proj:transform"), "its pixels have no area"),
+        (put([0, 10], "properties", "proj:shape"), r"proj:shape\.0: input should be greater than 0"),
+        (put(None, "properties", "gsd"), "gsd: input should be a valid number"),
+        (put("", "properties", "landseg:model"), "landseg:model: "),
+        (put({"miou": "high"}, "properties", "landseg:model", "held_out"), "held_out"),
+        (put(["x"] * 3, "properties", "landseg:scene", "bands"), r"bands\.0: input"),
+        (put([1], "properties", "landseg:scene", "bands"), "differ in number"),
+        (put(None, "properties", "landseg:scene"), "of a scene or of a region"),
+        (lambda manifest: manifest["properties"].pop("landseg:scene"), "of a scene or of a region"),
+        (put(None, "properties", "processing:software"), "processing:software"),
+    ],
+)
+def test_a_manifest_whose_values_are_of_another_type_is_refused(
+    geopackage: Path, landseg: Landseg, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
+    manifest = manifest_of("gone.tif")
+    geopackage.with_suffix(".json").write_text(json.dumps(manifest))
+    assert read_map(geopackage).manifest["gsd"] == 1
+    change(manifest)
+    geopackage.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=rf"map\.json is not as landseg wrote it: .*{says}"):
+        read_map(geopackage)
+    assert landseg("report", geopackage, "--out", geopackage.with_suffix(".html")).code == 3
+
+
+def test_imagery_that_no_longer_fits_the_map_is_left_out(
+    geopackage: Path, make_scene: SceneMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    here = Affine(1, 0, 500_000, 0, -1, 2_700_010)
+    make_scene(np.full((3, 10, 10), 90, np.uint8), "scene.tif", transform=here)
+    geopackage.with_suffix(".json").write_text(json.dumps(manifest_of("scene.tif")))
+    content = read_map(geopackage)
+    assert len(find_imagery(content, None)) == 1
+    make_scene(np.full((1, 10, 10), 90, np.uint8), "scene.tif", transform=here)
+    assert find_imagery(content, None) == []
+    assert "fewer bands than when it was mapped" in caplog.text
+    elsewhere = make_scene(np.full((3, 10, 10), 90, np.uint8), "scene.tif")
+    assert find_imagery(content, None) == []
+    with pytest.raises(SceneError, match="lies elsewhere than the map"):
+        find_imagery(content, str(elsewhere))
