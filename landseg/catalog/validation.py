@@ -11,7 +11,7 @@ from typing import Any
 import pystac
 from pystac.validation import JsonSchemaSTACValidator, validate_dict
 
-from landseg.catalog import MOST_CATALOGS, UNREADABLE, reason
+from landseg.catalog import MOST_CATALOGS, UNREADABLE, checked, reason
 from landseg.checksums import SHA256_MULTIHASH, checksum
 from landseg.hrefs import is_remote, local_path
 
@@ -80,6 +80,8 @@ def _check_catalog(
         if link.rel in (pystac.RelType.CHILD, pystac.RelType.ITEM):
             try:
                 linked = link.resolve_stac_object(root=catalog.get_root()).target
+                if isinstance(linked, pystac.Item):
+                    checked(linked)
             except UNREADABLE as error:
                 found.faults.append(f"{_place(catalog)}: can't read {link.href}: {reason(error)}")
                 continue

@@ -179,7 +179,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             stored = load_file(path)
         elif path.suffix in (".pth", ".pt"):
             if _unpacks_to_more(path):
-                raise BundleError(f"{path} is packed: it would take more memory than disk", "unpack it, or save it anew")
+                raise BundleError(
+                    f"{path} is packed: it would take more memory than disk", "unpack it, or save it anew"
+                )
             with warnings.catch_warnings():
                 # A pickle of a newer protocol: read or refused all the same.
                 warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)

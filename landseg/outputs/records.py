@@ -1,5 +1,6 @@
 """What landseg reads of STAC items, and of what types it must be: people and programs change files of JSON."""
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
@@ -95,8 +96,8 @@ class _MapProperties(_Record):
     created: str
     gsd: FiniteFloat
     code: str | None = Field(alias="proj:code")
-    shape: Pair[PositiveInt] = Field(alias="proj:shape")
-    transform: Annotated[list[FiniteFloat], Field(min_length=6)] = Field(alias="proj:transform")
+    shape: Pair[Annotated[int, Field(gt=0, lt=2**31)]] = Field(alias="proj:shape")
+    transform: Annotated[list[FiniteFloat], Field(min_length=9, max_length=9)] = Field(alias="proj:transform")
     software: dict[str, str] = Field(alias="processing:software")
     # One of the two.
     scene: _Scene | None = Field(None, alias="landseg:scene")
@@ -105,10 +106,12 @@ class _MapProperties(_Record):
     config: _Config = Field(alias="landseg:config")
 
     @model_validator(mode="after")
-    def _on_ground_of_something(self) -> Self:
+    def _makes_sense(self) -> Self:
         a, b, _, d, e, _ = self.transform[:6]
         if a * e == b * d:
             raise ValueError("its pixels have no area")
+        if self.merge is not None and (a < 0 or b or d or e > 0):
+            raise ValueError("a region has north up")
         given = [getattr(self, name) for name in self.model_fields_set & {"scene", "merge"}]
         if len(given) != 1 or given[0] is None:
             raise ValueError("it must be of a scene or of a region")
@@ -133,6 +136,8 @@ class MapRecord(_Record):
 
 def check_record(kind: type[BaseModel], content: Mapping[str, Any]) -> None:
     """Raise ValueError where what is read of an item is missing or of another type; the message names the key."""
+    # JSON may escape what is no text, and nothing could be written of it.
+    json.dumps(content, ensure_ascii=False).encode()
     try:
         kind.model_validate(content)
     except ValidationError as error:

@@ -480,6 +480,7 @@ ILL: list[Callable[[dict[str, Any]], Any]] = [
     lambda item: item["properties"].update({"eo:cloud_cover": []}),
     lambda item: item["properties"].update({"proj:shape": [1]}),
     lambda item: item["properties"].update(license=3),
+    lambda item: item["properties"].update(title="\ud800"),
     lambda item: item["properties"].update(datetime=None, start_datetime="soon", end_datetime="later"),
 ]
 

@@ -6,6 +6,7 @@ import yaml
 from pydantic import ValidationError
 
 from landseg.config import LegendConfig, RunConfig, TrainConfig, legend_of, load_config, override
+from landseg.config.loading import MOST_CHARACTERS
 from landseg.errors import ConfigError
 from landseg.legend import LandClass
 
@@ -467,4 +468,9 @@ def test_what_yaml_can_t_make_a_value_of_is_refused(file: Path, text: str, what:
 
 @pytest.mark.skipif(not Path("/dev/zero").exists(), reason="a device of Unix")
 def test_an_endless_file_is_refused(file: Path) -> None:
-    assert "too large" in refusal(file, "extends: /dev/zero").what
+    assert "and no file" in refusal(file, "extends: /dev/zero").what
+
+
+def test_a_file_that_is_too_large_is_refused(file: Path) -> None:
+    file.with_name("base.yaml").write_text("#" * (MOST_CHARACTERS + 1))
+    assert "too large" in refusal(file, "extends: base.yaml").what
