@@ -67,7 +67,7 @@ def small_card(legend: Legend, **changes: Any) -> Card:
 def small_bundle(tmp_path_factory: pytest.TempPathFactory, legend: Legend) -> Path:
     """Give the folder of a bundle with random weights that is quick to run."""
     torch.manual_seed(0)
-    network = PSPNet(Architecture(classes=len(legend), stem="7x7"))
+    network = PSPNet(Architecture(classes=len(legend), stem="7x7"), auxiliary=True)
     return write_bundle(tmp_path_factory.mktemp("models") / "small", small_card(legend), network).folder
 
 

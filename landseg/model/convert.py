@@ -4,6 +4,7 @@ A checkpoint's names say which codebase it is of, and so which variant of the ne
 neither says is in the caller's ``variant``. No pickle is ever loaded.
 """
 
+import logging
 import pickle
 import re
 import warnings
@@ -20,14 +21,19 @@ from torch import Tensor, nn
 
 from landseg.errors import BundleError
 from landseg.hrefs import check_plain
-from landseg.model.pspnet import Architecture, PSPNet
+from landseg.model.pspnet import AUXILIARY, Architecture, PSPNet
 from landseg.model.resnet import LAYOUTS, STEMS, BackboneName, BasicBlock, ResNet, StemName, stage_channels
+
+log = logging.getLogger(__name__)
 
 Renames = tuple[tuple[str, str], ...]
 """Beginnings of landseg's names and what stands for them elsewhere; the first that fits holds."""
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")
 """What DataParallel, Lightning modules and torch.compile put before each of the network's names."""
+
+COUNTER = "num_batches_tracked"
+"""End of the names of counters of batches, which are of use to training alone and often left out."""
 
 FIRST_BLOCK = "layer1.0.conv1.weight"
 """A name that every ResNet has, whatever its stem and depth."""
@@ -50,7 +56,8 @@ class Codebase:
     variant
         Options of `Architecture` that the codebase fixes, or has by default.
     auxiliary
-        Beginning of the auxiliary head's names. Like what is ``ignored``, it takes no part in the answer.
+        Beginning of the auxiliary head's names. Like what is ``ignored``, it takes no part in the answer; one that has
+        another form than landseg's is left out.
     """
 
     name: str
@@ -76,6 +83,7 @@ SEMSEG = Codebase(
         (r"backbone\.", ""),
         (r"pyramid\.levels\.", "ppm.features."),
         (r"head\.", "cls."),
+        (r"auxiliary\.", "aux."),
     ),
     deep_stem=((r"backbone\.conv1\.", "layer0."), (r"backbone\.bn1\.", "layer0.7.")),
     variant={"align_corners": True, "first_block_dilation": "full"},
@@ -92,12 +100,18 @@ MMSEGMENTATION = Codebase(
         (r"head\.0\.", "decode_head.bottleneck.conv."),
         (r"head\.1\.", "decode_head.bottleneck.bn."),
         (r"head\.4\.", "decode_head.conv_seg."),
+        (r"auxiliary\.0\.", "auxiliary_head.convs.0.conv."),
+        (r"auxiliary\.1\.", "auxiliary_head.convs.0.bn."),
+        (r"auxiliary\.4\.", "auxiliary_head.conv_seg."),
     ),
     deep_stem=((r"backbone\.conv1\.", "backbone.stem."), (r"backbone\.bn1\.", "backbone.stem.7.")),
     variant={"align_corners": False, "first_block_dilation": "contracted", "basic_block_dilation": "first"},
     auxiliary="auxiliary_head.",
 )
-"""https://github.com/open-mmlab/mmsegmentation, its ``PSPHead`` on ``ResNet`` or ``ResNetV1c`` at output stride 8."""
+"""https://github.com/open-mmlab/mmsegmentation, its ``PSPHead`` on ``ResNet`` or ``ResNetV1c`` at output stride 8.
+
+Its auxiliary head is an ``FCNHead`` of one convolution on the last stage but one, as in its own configurations.
+"""
 
 SMP = Codebase(
     name="segmentation_models.pytorch",
@@ -123,7 +137,8 @@ CODEBASES = (SEMSEG, MMSEGMENTATION, SMP)
 def read_checkpoint(path: Path, variant: Mapping[str, Any] | None = None) -> PSPNet:
     """Read a PSPNet's checkpoint of one of `CODEBASES`.
 
-    Law: in evaluation mode the network's logits are those of the codebase's own network.
+    Law: in evaluation mode the network's logits are those of the codebase's own network; so are the auxiliary head's,
+    which is left out where it is of another form than landseg's.
 
     Parameters
     ----------
@@ -153,9 +168,14 @@ def read_checkpoint(path: Path, variant: Mapping[str, Any] | None = None) -> PSP
             f"{path} is no PSPNet that landseg knows: its first weight is {next(iter(stored), 'missing')}",
             f"known are those of {known}",
         )
-    network = PSPNet(_architecture(path, codebase, weights, variant or {}))
-    deep = network.architecture.stem != "7x7"
+    architecture = _architecture(path, codebase, weights, variant or {})
+    network = PSPNet(architecture, auxiliary=architecture.auxiliary)
+    deep = architecture.stem != "7x7"
     names = {name: codebase.translated(name, deep=deep) for name in network.state_dict()}
+    if network.auxiliary is not None and not _fits_auxiliary(network, names, codebase, weights):
+        log.warning("%s: its auxiliary head is of another form than landseg's and is left out", path)
+        network.auxiliary = None
+        names = {ours: theirs for ours, theirs in names.items() if not ours.startswith(AUXILIARY)}
     unread = _unread(codebase, network)
     hint = f"it is not of a {codebase.name} PSPNet that landseg can build"
     _load(network, {ours: weights[theirs] for ours, theirs in names.items() if theirs in weights}, names, path, hint)
@@ -362,6 +382,16 @@ def _count(weights: Iterable[str], numbered: str) -> int:
     return len({match[1] for name in weights if (match := re.match(numbered, name))})
 
 
+def _fits_auxiliary(
+    network: PSPNet, names: Mapping[str, str], codebase: Codebase, weights: Mapping[str, Tensor]
+) -> bool:
+    """Tell whether a checkpoint's auxiliary head is the network's, by names and shapes."""
+    own = {names[ours]: tensor for ours, tensor in network.state_dict().items() if ours.startswith(AUXILIARY)}
+    stored = {theirs: tensor for theirs, tensor in weights.items() if theirs.startswith(codebase.auxiliary)}
+    wanted, found = ({n: t.shape for n, t in head.items() if not n.endswith(COUNTER)} for head in (own, stored))
+    return wanted == found
+
+
 def _unread(codebase: Codebase, network: PSPNet) -> re.Pattern[str]:
     """Make a pattern of the names in a checkpoint that have no part in the answer."""
     further = rf"encoder\.layer[{network.architecture.stages + 1}-9]\." if codebase is SMP else "(?!)"
@@ -371,8 +401,7 @@ def _unread(codebase: Codebase, network: PSPNet) -> re.Pattern[str]:
 def _load(module: nn.Module, weights: dict[str, Tensor], names: Mapping[str, str], path: Path, hint: str) -> None:
     """Load all of a module's weights; ``names`` is what the file calls them."""
     own = module.state_dict()
-    # Counters of batches, of use to training alone, are often left out.
-    counters = {name: tensor for name, tensor in own.items() if name.endswith("num_batches_tracked")}
+    counters = {name: tensor for name, tensor in own.items() if name.endswith(COUNTER)}
     weights = counters | weights
     _refuse("lacks the weight", (names[name] for name in own if name not in weights), path, hint)
     unlike = (

@@ -44,6 +44,9 @@ CHOICES: dict[str, tuple[object, ...]] = {
 }
 """What the options of an `Architecture` may be, where they are a choice."""
 
+AUXILIARY = "auxiliary."
+"""Beginning of the names of the auxiliary head's weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
@@ -227,7 +230,7 @@ class PSPNet(nn.Module):
     architecture
         What to build.
     auxiliary
-        Whether to build the auxiliary head. It is used in training alone; bundles hold no weights for it.
+        Whether to build the auxiliary head, which training alone uses.
     """
 
     def __init__(self, architecture: Architecture, *, auxiliary: bool = False) -> None:

@@ -74,7 +74,8 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     objective = _objective(options, legend, statistics.shares)
     training = Training(architecture, mean, std, _schedule(options), objective, teacher)
     if base is not None:
-        transfer(training.network, base.load_network().state_dict(), legend.names, base.card.legend.names)
+        trained = base.load_network(auxiliary=True).state_dict()
+        transfer(training.network, trained, legend.names, base.card.legend.names)
     elif options.initial_weights is not None:
         load_backbone(training.network.backbone, options.initial_weights)
     premises = {
@@ -100,7 +101,7 @@ def train(config: TrainConfig, *, quiet: bool = False) -> Bundle:
     )
     network = fit(training, chips, config.out, _conduct(options, quiet))
     if base is not None and options.start_share:
-        average(network, base.load_network().state_dict(), options.start_share)
+        average(network, base.load_network(auxiliary=True).state_dict(), options.start_share)
     card = Card(
         name=config.name,
         title=config.card.title,

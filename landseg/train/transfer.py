@@ -7,7 +7,7 @@ from torch import Tensor
 
 from landseg.model.pspnet import PSPNet
 
-CLASSIFIER = ("head.4.weight", "head.4.bias")
+CLASSIFIERS = ("head.4.weight", "head.4.bias", "auxiliary.4.weight", "auxiliary.4.bias")
 """The weights that have a row for each class."""
 
 
@@ -16,8 +16,8 @@ def transfer(
 ) -> None:
     """Give a network the weights of a trained one that has the same architecture but for its classes.
 
-    The rows of classes that both have, by name, go along; those of new classes, and the auxiliary head, which bundles
-    lack, stay as they are initialised.
+    The rows of classes that both have, by name, go along; those of new classes, and an auxiliary head that the trained
+    one comes without, stay as they are initialised.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def transfer(
     # The state's tensors are the network's own.
     state = network.state_dict()
     for name, tensor in trained.items():
-        if name in CLASSIFIER:
+        if name in CLASSIFIERS:
             state[name][rows] = tensor[trained_rows]
         else:
             state[name].copy_(tensor)

@@ -120,7 +120,7 @@ def calibrate(
         training={**bundle.card.training, "calibrated_on": [Path(scene).name]},
         held_out={key: value for key, value in bundle.card.held_out.items() if key not in stale},
     )
-    return write_bundle(out, card, bundle.load_network())
+    return write_bundle(out, card, bundle.load_network(auxiliary=True))
 
 
 def _labelled_chips(plan: Plan, read: ReadChannels, on_progress: ProgressCallback) -> Iterator[tuple[Tensor, Tensor]]:

@@ -30,7 +30,6 @@ def config(corner: Pair, apart: Pair, tmp_path: Path) -> Path:
     held_out = {"scene": str(apart.scene), "labels": str(apart.labels)}
     values["data"] |= {"training": [pair], "held_out": [held_out], "root": "nowhere"}
     # The corner has no room for blocks, and neither teachers nor published weights are at hand.
-    # The corner has no room for blocks, and neither teachers nor published weights are at hand.
     del values["data"]["validation"], values["optimisation"]["teacher"], values["optimisation"]["initial_weights"]
     values["optimisation"] |= {"steps": 2, "coarse_steps": 1, "batch": 2, "loader_workers": 0}
     values |= {"name": "own", "out": str(tmp_path / "runs"), "chip_px": 48}

@@ -121,6 +121,10 @@ class Semseg(nn.Module):
         y = self.layer4(self.layer3(self.layer2(self.layer1(self.layer0(x)))))
         return F.interpolate(self.cls(self.ppm(y)), (rows, cols), mode="bilinear", align_corners=True)
 
+    def auxiliary_logits(self, x: Tensor) -> Tensor:
+        y = self.layer3(self.layer2(self.layer1(self.layer0(x))))
+        return F.interpolate(self.aux(y), x.shape[2:], mode="bilinear", align_corners=True)
+
 
 class Unit(nn.Module):
     """mmcv's ConvModule: convolution, normalisation, rectifier."""
@@ -150,9 +154,10 @@ class MmBackbone(nn.Module):
         self.layer3 = stage(layers, 128 * growth, 3, 1, (1, 2))
         self.layer4 = stage(layers, 256 * growth, 4, 1, (2, 4))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = self.stem(x) if hasattr(self, "stem") else F.relu(self.bn1(self.conv1(x)))
-        return self.layer4(self.layer3(self.layer2(self.layer1(F.max_pool2d(x, 3, 2, 1)))))
+        before = self.layer3(self.layer2(self.layer1(F.max_pool2d(x, 3, 2, 1))))
+        return before, self.layer4(before)
 
 
 class MmHead(nn.Module):
@@ -179,6 +184,9 @@ class MmAuxiliary(nn.Module):
         self.convs = nn.Sequential(Unit(inputs, inputs // 4, 3))
         self.conv_seg = nn.Conv2d(inputs // 4, classes, 1)
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv_seg(self.convs(x))
+
 
 class MmSegmentation(nn.Module):
     """mmsegmentation's pspnet_r18-d8 or pspnet_r50-d8."""
@@ -193,7 +201,11 @@ class MmSegmentation(nn.Module):
         self.auxiliary_head = MmAuxiliary(inputs // 2, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.decode_head(self.backbone(x))
+        logits = self.decode_head(self.backbone(x)[1])
+        return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
+
+    def auxiliary_logits(self, x: Tensor) -> Tensor:
+        logits = self.auxiliary_head(self.backbone(x)[0])
         return F.interpolate(logits, x.shape[2:], mode="bilinear", align_corners=False)
 
 

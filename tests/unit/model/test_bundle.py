@@ -174,11 +174,53 @@ def test_loaded_network_answers_as_the_saved_one(bundle: Bundle, network: PSPNet
     assert (actual - expected).abs().max() < 0.01 * expected.std()
 
 
-def test_weights_file_holds_16_bits_and_no_auxiliary_head(bundle: Bundle) -> None:
+def test_weights_file_holds_16_bits(bundle: Bundle) -> None:
     stored = load_file(bundle.folder / WEIGHTS_FILE)
 
     assert {t.dtype for t in stored.values()} == {torch.float16, torch.int64}
-    assert not any(name.startswith("auxiliary") for name in stored)
+
+
+def test_the_auxiliary_head_comes_back_where_it_is_asked_for(bundle: Bundle, network: PSPNet) -> None:
+    x = torch.randn(1, 4, 96, 96, generator=torch.Generator().manual_seed(1))
+
+    network.eval()
+    with torch.inference_mode():
+        expected, actual = (n(x, with_auxiliary=True) for n in (network, bundle.load_network(auxiliary=True)))
+
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert (ours - theirs).abs().max() < 0.01 * theirs.std()
+
+
+def test_a_bundle_without_an_auxiliary_head_loads_all_the_same(bundle: Bundle) -> None:
+    stored = load_file(bundle.folder / WEIGHTS_FILE)
+    plain = {name: tensor for name, tensor in stored.items() if not name.startswith("auxiliary.")}
+    assert len(plain) == len(stored) - 8
+    replace_weights(bundle.folder, plain)
+
+    loaded = read_bundle(str(bundle.folder)).load_network(auxiliary=True)
+
+    assert loaded.auxiliary is None
+    assert loaded.state_dict().keys() == plain.keys()
+
+
+def test_half_an_auxiliary_head_is_refused_where_it_is_asked_for(bundle: Bundle) -> None:
+    stored = load_file(bundle.folder / WEIGHTS_FILE)
+    del stored["auxiliary.4.bias"]
+    replace_weights(bundle.folder, stored)
+    damaged = read_bundle(str(bundle.folder))
+
+    assert damaged.load_network().auxiliary is None
+    with pytest.raises(BundleError, match=r"lacks weights: auxiliary\.4\.bias"):
+        damaged.load_network(auxiliary=True)
+
+
+def test_an_auxiliary_head_that_the_card_denies_is_refused_where_it_is_asked_for(bundle: Bundle) -> None:
+    edit(bundle.folder, lambda item: item["properties"]["landseg:architecture"].update({"auxiliary": False}))
+    contradicted = read_bundle(str(bundle.folder))
+
+    assert contradicted.load_network().auxiliary is None
+    with pytest.raises(BundleError, match=r"has unknown weights: auxiliary\.0\.weight and 7 more"):
+        contradicted.load_network(auxiliary=True)
 
 
 def test_a_new_bundle_replaces_the_old_one_and_leaves_nothing_else(bundle: Bundle, network: PSPNet) -> None:
@@ -307,7 +349,7 @@ def test_card_describes_the_bands_that_its_input_names(bundle: Bundle) -> None:
     assert chip["input"]["shape"][axis] == len(CARD.bands)
 
 
-def test_card_counts_the_parameters_that_are_stored(bundle: Bundle) -> None:
+def test_card_counts_the_parameters_of_the_network_that_answers(bundle: Bundle) -> None:
     properties = json.loads((bundle.folder / CARD_FILE).read_text(encoding="utf-8"))["properties"]
 
     assert properties["mlm:total_parameters"] == sum(p.numel() for p in bundle.load_network().parameters())

@@ -107,6 +107,64 @@ def test_mmsegmentation_s_old_files_lack_counters_of_batches(mmseg: nn.Module, t
     check_same(tmp_path / "a.safetensors", mmseg, image(3, 48, 48))
 
 
+@pytest.mark.parametrize(("codebase", "bands"), [("semseg", 2), ("mmseg", 3)])
+def test_the_auxiliary_head_answers_as_the_original(
+    codebase: str, bands: int, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    original, x = request.getfixturevalue(codebase), image(bands, 49, 57)
+    torch.save(original.state_dict(), tmp_path / "a.pth")
+
+    network = read_checkpoint(tmp_path / "a.pth")
+
+    with torch.inference_mode():
+        _, actual = network(x, with_auxiliary=True)
+        expected = original.auxiliary_logits(x)
+    assert expected.std() > 0.05
+    assert (actual - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def renamed(weights: Weights, former: str, name: str) -> None:
+    weights[name] = weights.pop(former)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        # Of fewer channels, of a smaller kernel, of other classes, one that sees the features twice, one of several.
+        lambda w: w.update({"auxiliary_head.convs.0.conv.weight": torch.zeros(32, 256, 3, 3)}),
+        lambda w: w.update({"auxiliary_head.convs.0.conv.weight": torch.zeros(64, 256, 1, 1)}),
+        lambda w: w.update({"auxiliary_head.conv_seg.bias": torch.zeros(9)}),
+        lambda w: w.update({"auxiliary_head.conv_cat.conv.weight": torch.zeros(64, 320, 3, 3)}),
+        lambda w: renamed(w, "auxiliary_head.conv_seg.bias", "auxiliary_head.0.conv_seg.bias"),
+    ],
+)
+def test_an_auxiliary_head_of_another_form_is_left_out(
+    change: Callable[[Weights], Any], mmseg: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = dict(mmseg.state_dict())
+    change(weights)
+    path = save(weights, tmp_path / "a.pth")
+
+    check_same(path, mmseg, image(3, 48, 48))
+
+    assert caplog.messages == [f"{path}: its auxiliary head is of another form than landseg's and is left out"]
+    network = read_checkpoint(path)
+    assert network.auxiliary is None
+    assert network.architecture.auxiliary
+
+
+def test_a_checkpoint_without_an_auxiliary_head_says_so(
+    mmseg: nn.Module, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {k: t for k, t in mmseg.state_dict().items() if not k.startswith("auxiliary_head.")}
+
+    network = read_checkpoint(save(weights, tmp_path / "a.pth"))
+
+    assert network.auxiliary is None
+    assert not network.architecture.auxiliary
+    assert not caplog.messages
+
+
 @pytest.mark.parametrize(("encoder", "depth"), [("resnet18", 3), ("resnet50", 3), ("resnet18", 4), ("resnet18", 5)])
 def test_segmentation_models_pytorch_answers_as_the_original(encoder: str, depth: int, tmp_path: Path) -> None:
     original = randomised(

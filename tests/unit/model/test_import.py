@@ -64,6 +64,9 @@ def test_an_imported_model_maps(
     assert (read.legend.class_ids, read.bands, read.chip_px) == ((3, 9), ("red", "green", "blue"), 48)
     assert (read.mean, read.std) == (tuple(CARD["mean"]), tuple(CARD["std"]))
     assert read.training == {"data": "None.", "imported_from": "pspnet_r18-d8.pth"}
+    stored = read_bundle(str(out)).load_network(auxiliary=True).state_dict()["auxiliary.0.weight"]
+    published = torch.load(checkpoint)["state_dict"]["auxiliary_head.convs.0.conv.weight"]
+    assert torch.equal(stored, published.half().float())
     scene = make_scene(rng.integers(0, 255, (3, 60, 70), dtype=np.uint8))
     mapped = landseg("run", scene, "--out", tmp_path / "map.gpkg", "--model", out, "--quiet")
     assert mapped.code == 0, mapped.err

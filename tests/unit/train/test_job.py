@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -252,18 +253,34 @@ def test_fine_tuning_starts_where_a_model_ended(
     monkeypatch.setattr("landseg.train.job.fit", note)
     bundle = train(TrainConfig.model_validate(keys), quiet=True)
 
-    trained = base.load_network().state_dict()
-    same = [name for name in trained if name.startswith(("backbone.", "pyramid."))]
-    assert same
+    trained = base.load_network(auxiliary=True).state_dict()
+    assert begun.keys() == trained.keys()
+    same = [name for name in trained if not re.match(r"(head|auxiliary)\.4\.", name)]
+    assert len(same) == len(trained) - 4
     assert all(torch.equal(begun[name], trained[name]) for name in same)
-    for channel, name in enumerate(names[1:], start=1):
-        before = base.card.legend.names.index(name)
-        assert torch.equal(begun["head.4.weight"][channel], trained["head.4.weight"][before])
-        assert torch.equal(begun["head.4.bias"][channel], trained["head.4.bias"][before])
-    assert not any(torch.equal(begun["head.4.weight"][0], row) for row in trained["head.4.weight"])
+    for head in ("head", "auxiliary"):
+        for channel, name in enumerate(names[1:], start=1):
+            before = base.card.legend.names.index(name)
+            assert torch.equal(begun[f"{head}.4.weight"][channel], trained[f"{head}.4.weight"][before])
+            assert torch.equal(begun[f"{head}.4.bias"][channel], trained[f"{head}.4.bias"][before])
+        assert not any(torch.equal(begun[f"{head}.4.weight"][0], row) for row in trained[f"{head}.4.weight"])
     assert (bundle.card.mean, bundle.card.std, bundle.card.bands) == (base.card.mean, base.card.std, base.card.bands)
     assert (bundle.card.gsd_m, bundle.card.chip_px) == (base.card.gsd_m, base.card.chip_px)
     assert bundle.card.training["started_from"]["sha256"] == base.sha256
+
+
+def test_fine_tuning_begins_a_second_head_anew_where_the_model_has_none(
+    keys: dict[str, Any], small_bundle: Path, tmp_path: Path
+) -> None:
+    base = read_bundle(str(small_bundle))
+    keys["start_from"] = str(write_bundle(tmp_path / "plain", base.card, base.load_network()).folder)
+    assert read_bundle(keys["start_from"]).load_network(auxiliary=True).auxiliary is None
+    del keys["architecture"]
+    keys["optimisation"]["steps"] = 1
+
+    bundle = train(TrainConfig.model_validate(keys), quiet=True)
+
+    assert bundle.load_network(auxiliary=True).auxiliary is not None
 
 
 def test_fine_tuning_keeps_the_range_of_values(
@@ -310,12 +327,13 @@ def test_a_fine_tuned_network_is_averaged_with_what_it_began_as(
     for share in (0.0, 0.25):
         keys |= {"out": str(tmp_path / f"runs-{share}")}
         keys["optimisation"]["start_share"] = share
-        states.append(train(TrainConfig.model_validate(keys), quiet=True).load_network().state_dict())
+        bundle = train(TrainConfig.model_validate(keys), quiet=True)
+        states.append(bundle.load_network(auxiliary=True).state_dict())
 
-    begun, (tuned, averaged) = base.load_network().state_dict(), states
-    name = "head.4.weight"
-    assert not torch.allclose(tuned[name], begun[name], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(averaged[name], 0.75 * tuned[name] + 0.25 * begun[name], rtol=2e-3, atol=1e-5)
+    begun, (tuned, averaged) = base.load_network(auxiliary=True).state_dict(), states
+    for name in ("head.4.weight", "auxiliary.4.weight"):
+        assert not torch.allclose(tuned[name], begun[name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(averaged[name], 0.75 * tuned[name] + 0.25 * begun[name], rtol=2e-3, atol=1e-5)
 
 
 def test_averaging_needs_the_models_classes(keys: dict[str, Any], small_bundle: Path) -> None:
