@@ -62,9 +62,9 @@ def seconds_of(function: Callable[[], object], device: torch.device) -> float:
 
 
 def untrained(model: str, backbone: str, folder: Path) -> str:
-    """Write a bundle like a model's, of another backbone and random weights, which take as long."""
+    """Write a bundle like a model's, of another backbone, whole, and random weights, which take as long."""
     card = read_bundle(model).card
-    architecture = replace(card.architecture, backbone=backbone)
+    architecture = replace(card.architecture, backbone=backbone, stages=4, head_channels=None)
     write_bundle(folder, replace(card, name=backbone, architecture=architecture), PSPNet(architecture))
     return str(folder)
 

@@ -182,7 +182,7 @@ def print_item(item: "pystac.Item") -> None:
         "size": "" if shape is None else _extent(*shape),
         "gsd": "" if gsd is None else f"{gsd:g} m",
         "crs": properties.get("proj:code") or "",
-        "bands": ", ".join(band.get("name", "?") for band in bands),
+        "bands": ", ".join(band.get("name") or "?" for band in bands),
         "clouds": "" if cloud_cover is None else f"{cloud_cover:g} %",
         "licence": properties.get("license", ""),
         "files": "\n".join(

@@ -22,6 +22,7 @@ UNREADABLE = (
     KeyError,
     TypeError,
     AttributeError,
+    ArithmeticError,
     RecursionError,
     HTTPError,
     pystac.STACError,
