@@ -93,7 +93,7 @@ def run_batch(
         If it was stopped; the report is written.
     """
     started, clock = datetime.now(UTC), time.monotonic()
-    # What would fail every scene is said once.
+    # What would fail every scene is said once: options, a model that can't be used, and a bucket that there is not.
     path, storage = report_place(pipeline)
     bundle, _, _ = check_config(pipeline.run_config())
     if storage is not None:

@@ -122,7 +122,7 @@ class OutputPaths:
         """Read the text of the manifest that is there; None if there is none."""
         if self.storage is not None:
             return self.storage.read_text(self.manifest.name)
-        return self.manifest.read_text("utf-8", "replace") if self.manifest.is_file() else None
+        return _text_of(self.manifest)
 
     def listings(self) -> list[dict[str, Mapping[str, Any]]]:
         """Give the files of the manifest that is there, and of one that a run has drafted that was killed meanwhile."""
@@ -130,8 +130,7 @@ class OutputPaths:
         if self.storage is not None:
             drafted = self.storage.within(drafts.folder.name).read_text(self.manifest.name)
         else:
-            path = drafts.path(self.manifest)
-            drafted = path.read_text("utf-8", "replace") if path.is_file() else None
+            drafted = _text_of(drafts.path(self.manifest))
         return [listed_files(text) for text in (self.read_manifest(), drafted) if text is not None]
 
     def publish(self, drafts: Drafts) -> None:
@@ -153,6 +152,11 @@ class OutputPaths:
         drafted.upload([drafts.path(self.manifest)])
         self.storage.upload([drafts.path(product) for product in self.all])
         drafted.remove()
+
+
+def _text_of(path: Path) -> str | None:
+    """Read a manifest, damaged or not; None if there is none."""
+    return path.read_text("utf-8", "replace") if path.is_file() else None
 
 
 def check_places(outputs: OutputPaths, scenes: Iterable[str], *, overwrite: bool) -> None:

@@ -113,7 +113,7 @@ class MapFile:
         Raises
         ------
         InputError
-            If one is no single polygon.
+            If one has no shape, or is no single polygon.
         """
         begin = 0
         with pyogrio.open_arrow(self.path, layer=LAYER, columns=[], batch_size=PART, use_pyarrow=True) as (info, parts):
@@ -238,7 +238,7 @@ def write_report(path: Path, content: MapFile, imagery: Sequence[Imagery]) -> No
     Raises
     ------
     InputError
-        If the map holds more than single polygons.
+        If the map holds a polygon without a shape, or more than single polygons.
     SceneError
         If the imagery can't be read.
     DiskError
