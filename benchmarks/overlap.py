@@ -2,10 +2,11 @@
 
     python -m benchmarks.overlap [--scene SCENE.tif --labels LABELS.tif --label-values 0=building,…] [--model NAME]
 
-For each overlap: the share of labels that differ from those at an overlap of one half; the mean IoU with the reference;
-and how much more often neighbouring pixels differ across the lines where a chip begins or ends than across others, 1
-where no seam shows. Last, an overlap of one half again, of the scene less some rows and columns, so that chips stand
-elsewhere: what changes then is no overlap's doing. docs/performance.md says what follows from it for the default.
+For each overlap, as near as chips can have it: the share of labels that differ from those at an overlap of one half;
+the mean IoU with the reference; and how much more often neighbouring pixels differ across the lines where a chip
+begins or ends than across others, 1 where no seam shows. Last, an overlap of one half again, of the scene less some
+rows and columns, so that chips stand elsewhere: what changes then is no overlap's doing. docs/performance.md says
+what follows from it for the default.
 """
 
 import argparse
@@ -91,8 +92,9 @@ def main() -> None:
             scores = evaluate_map(path, arguments.labels, LabelCodes(values, legend.names), legend)
         maps.append(labels)
         changed = (labels != maps[0]).mean()
+        share = plan.tiling.overlap_px / plan.tiling.chip_px
         print(
-            f"overlap {overlap:5.1%}: {plan.tiling.chip_count:5} chips, {changed:5.2%} of the labels changed, "
+            f"overlap {share:5.1%}: {plan.tiling.chip_count:5} chips, {changed:5.2%} of the labels changed, "
             f"mean IoU {scores.miou:.4f}, seams {seam_ratio(labels, plan.tiling):.2f}",
             flush=True,
         )

@@ -21,7 +21,7 @@ from torch import nn
 from benchmarks.large_scene import DEMO, machine
 from landseg import cluster
 from landseg.config import RunConfig
-from landseg.grid import Grid, Tiling
+from landseg.grid import Grid
 from landseg.mapping import StripStore
 from landseg.model.bundle import Bundle
 from landseg.run import Plan, build_plan, map_job
@@ -30,7 +30,7 @@ from landseg.run import Plan, build_plan, map_job
 def widened(plan: Plan, rows: int, cols: int) -> Plan:
     """Give the plan of a scene of another size, which need not exist."""
     grid = Grid((rows, cols), Affine(0.5, 0, 300_000, 0, -0.5, 3_000_000), plan.grid.crs)
-    tiling = Tiling(grid.shape, plan.tiling.chip_px, plan.tiling.overlap_px)
+    tiling = replace(plan.tiling, shape=grid.shape)
     return replace(plan, info=replace(plan.info, grid=grid), grid=grid, tiling=tiling)
 
 

@@ -4,8 +4,7 @@ import math
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from operator import itemgetter
+from itertools import chain, groupby, islice
 from typing import Any, Self
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from landseg.grid import ChipWindow, Tiling
+from landseg.grid import ChipWindow, Tiling, spanning
 from landseg.machine import ahead
 from landseg.scene import SceneReader, ValueRanges
 
@@ -57,18 +56,18 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Batch:
-    """Chips of one row that go through the network together.
+    """Swaths of one row of chips that go through the network together, M of n chips each.
 
     Parameters
     ----------
     chip_row
         Which row of chips they belong to.
     chips
-        Their windows, N of them, from left to right.
+        Their windows, M * n of them, from left to right.
     pixels
-        (N, C, S, S) uint8 or float32, the scene's values.
+        (M, C, S, W) uint8 or float32, the scene's values.
     valid
-        (N, S, S) bool, True = usable; mirrored beyond the grid, as the pixels are.
+        (M, S, W) bool, True = usable; mirrored beyond the grid, as the pixels are.
     """
 
     chip_row: int
@@ -81,10 +80,17 @@ class Batch:
         """Pixels of the grid that the chips' cores cover."""
         return sum(int(chip.core.height * chip.core.width) for chip in self.chips)
 
+    @property
+    def valid_in_chips(self) -> Tensor:
+        """What is usable of each chip, (M * n, S, S) bool."""
+        swaths, side, width = self.valid.shape
+        stride = (width - side) // max(1, len(self.chips) // swaths - 1)
+        return self.valid.unfold(2, side, max(1, stride)).transpose(1, 2).flatten(0, 1)
+
 
 @dataclass(frozen=True)
-class _Chip:
-    window: ChipWindow
+class _Swath:
+    chips: Sequence[ChipWindow]
     values: NDArray[Any]
     valid: NDArray[np.bool_]
 
@@ -99,8 +105,9 @@ def read_batches(
 ) -> Generator[Batch, None, None]:
     """Read the chips of a scene in order, some batches ahead of the caller.
 
-    Batches do not reach across rows of chips, so that which chips share a batch follows from the tiling alone. Chips
-    without a valid pixel are left out.
+    Batches do not reach across rows of chips, so that which chips share a batch follows from tiling and scene alone.
+    Chips without a valid pixel are left out; where they stand within a swath, it falls into shorter ones. Those of a
+    batch are of one length.
 
     Parameters
     ----------
@@ -109,7 +116,7 @@ def read_batches(
     tiling
         The chips.
     batch
-        Most chips per batch; a row is parted evenly.
+        Most chips per batch, unless a single swath holds more; a row is parted evenly.
     chip_rows
         Which rows of chips; all if None.
     threads
@@ -120,19 +127,20 @@ def read_batches(
     SceneError
         If a chip can't be read; the error comes to the caller, and reading stops.
     """
-    columns = tiling.chip_counts[1]
-    size = math.ceil(columns / math.ceil(columns / batch))
-    windows = ((row, window) for row in chip_rows or tiling.whole.chip_rows for window in tiling.chip_row(row))
+    together = max(1, batch // tiling.swath_chips)
+    size = math.ceil(tiling.swath_count / math.ceil(tiling.swath_count / together))
+    places = ((row, chips) for row in chip_rows or tiling.whole.chip_rows for chips in tiling.swaths(row))
 
-    def read(place: tuple[int, ChipWindow]) -> tuple[int, _Chip | None]:
-        row, window = place
-        return row, _read_chip(scene, window)
+    def read(place: tuple[int, Sequence[ChipWindow]]) -> list[tuple[int, _Swath]]:
+        row, chips = place
+        return [(row, swath) for swath in _read_swath(scene, chips)]
 
     pool = ThreadPoolExecutor(threads, thread_name_prefix="read")
     try:
-        for row, arriving in groupby(ahead(pool, read, windows, 2 * batch + threads), key=itemgetter(0)):
-            chips = (chip for _, chip in arriving if chip is not None)
-            while group := list(islice(chips, size)):
+        arriving = chain.from_iterable(ahead(pool, read, places, max(threads, 2 * together)))
+        for (row, _), alike in groupby(arriving, key=lambda one: (one[0], len(one[1].chips))):
+            swaths = (swath for _, swath in alike)
+            while group := list(islice(swaths, size)):
                 yield _collate(row, group)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -171,27 +179,37 @@ def _arrived(batch: Batch, copied: torch.cuda.Event) -> Batch:
     return batch
 
 
-def _read_chip(scene: SceneReader, window: ChipWindow) -> _Chip | None:
-    """Read a chip; None if it has no valid pixel."""
-    pixels = scene.read(window.inside)
-    if not pixels.valid.any():
-        return None
+def _read_swath(scene: SceneReader, chips: Sequence[ChipWindow]) -> list[_Swath]:
+    """Read a swath in one piece, and part it where chips hold no valid pixel."""
+    first, last = chips[0], chips[-1]
+    missing = first.read.height - first.inside.height, last.read.width - last.inside.width
+    pixels = scene.read(spanning(first.inside, last.inside))
     values, valid = pixels.data, pixels.valid
     if values.dtype != np.uint8:
         values = values.astype(np.float32)
-    missing = window.read.height - window.inside.height, window.read.width - window.inside.width
     if any(missing):
         # Only where the scene is smaller than a chip: mirrored ground looks like ground, zeros would not.
         pad = (0, missing[0]), (0, missing[1])
         values = np.pad(values, ((0, 0), *pad), mode="symmetric")
         valid = np.pad(valid, pad, mode="symmetric")
-    return _Chip(window, values, valid)
+
+    def columns(left: ChipWindow, right: ChipWindow) -> slice:
+        start = left.read.col_off - first.read.col_off
+        return slice(start, start + spanning(left.read, right.read).width)
+
+    swaths = []
+    for holds_any, alike in groupby(chips, key=lambda chip: bool(valid[:, columns(chip, chip)].any())):
+        if holds_any:
+            part = list(alike)
+            cols = columns(part[0], part[-1])
+            swaths.append(_Swath(part, values[:, :, cols], valid[:, cols]))
+    return swaths
 
 
-def _collate(row: int, group: Sequence[_Chip]) -> Batch:
+def _collate(row: int, group: Sequence[_Swath]) -> Batch:
     return Batch(
         chip_row=row,
-        chips=tuple(chip.window for chip in group),
-        pixels=torch.from_numpy(np.stack([chip.values for chip in group])),
-        valid=torch.from_numpy(np.stack([chip.valid for chip in group])),
+        chips=tuple(chip for swath in group for chip in swath.chips),
+        pixels=torch.from_numpy(np.stack([swath.values for swath in group])),
+        valid=torch.from_numpy(np.stack([swath.valid for swath in group])),
     )

@@ -54,7 +54,7 @@ log = logging.getLogger(__name__)
 logging.getLogger("distributed").setLevel(logging.WARNING)
 
 TRIES = 3
-"""How often a strip may end its worker, or find too little memory, before it is given up; at last by single chips."""
+"""How often a strip may end its worker, or find too little memory, before it is given up; at last by single swaths."""
 
 MORE_MEMORY = "give workers more memory, or a smaller --batch; the same command goes on from what is finished"
 

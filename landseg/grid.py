@@ -8,6 +8,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import pyproj
@@ -19,6 +20,9 @@ from rasterio.windows import Window
 
 WGS84 = Geod(ellps="WGS84")
 LONLAT = CRS.from_epsg(4326)
+
+SWATH_CHIPS, SWATH_PX = 4, 1024
+"""Most chips and columns of a swath: longer ones are hardly quicker, and for one at least memory must suffice."""
 
 
 def epsg_code(crs: CRS) -> str | None:
@@ -217,6 +221,9 @@ class Tiling:
     Neighbours are blended within half of their overlap: the outer quarters, where a chip lacks context, are
     left to the neighbour.
 
+    The chips of a row are parted evenly into swaths, which are read, and their features computed, in one piece. Within
+    a swath all stand at the stride: the last swath is shifted as a whole.
+
     Laws: cores cover every pixel exactly once; every pixel lies in at least one kept window; a pixel in a chip's kept
     window is at least ``margin_px`` from those of the chip's sides that lie inside the grid.
 
@@ -228,11 +235,36 @@ class Tiling:
         Side of a chip.
     overlap_px
         Pixels that neighbouring chips share, less than ``chip_px``.
+    swath_chips
+        Most chips of a swath.
     """
 
     shape: tuple[int, int]
     chip_px: int
     overlap_px: int
+    swath_chips: int = 1
+
+    @classmethod
+    def in_swaths(cls, shape: tuple[int, int], chip_px: int, overlap: float, cell_px: int) -> Self:
+        """Choose a stride of whole cells, such as a network's features have, as near as can be to the overlap wanted.
+
+        Parameters
+        ----------
+        shape
+            (rows, cols) of the grid.
+        chip_px
+            Side of a chip.
+        overlap
+            Part of a chip's side that neighbours are to share, less than 1.
+        cell_px
+            Side of a cell.
+        """
+        most = chip_px // cell_px
+        if most == 0:
+            return cls(shape, chip_px, 0)
+        stride = cell_px * min(max(1, math.floor(chip_px * (1 - overlap) / cell_px + 0.5)), most)
+        chips = min(SWATH_CHIPS, 1 + max(0, SWATH_PX - chip_px) // stride)
+        return cls(shape, chip_px, chip_px - stride, chips)
 
     def __post_init__(self) -> None:
         if min(self.shape) < 1:
@@ -241,22 +273,39 @@ class Tiling:
             raise ValueError(f"overlap {self.overlap_px} px is not within 0 to {self.chip_px - 1}")
 
     @property
+    def stride_px(self) -> int:
+        """Pixels from where a chip begins to where the next one of its swath does."""
+        return self.chip_px - self.overlap_px
+
+    @property
     def margin_px(self) -> int:
         """Pixels along a chip's inner sides that are not used."""
         return self.overlap_px // 4
 
     @cached_property
     def _row_spans(self) -> Sequence[_Span]:
-        return self._spans(self.shape[0])
+        return self._spans(self.shape[0], self._starts(self.shape[0], 1))
 
     @cached_property
-    def _col_spans(self) -> Sequence[_Span]:
-        return self._spans(self.shape[1])
+    def _swath_spans(self) -> Sequence[Sequence[_Span]]:
+        swaths = self._starts(self.shape[1], self.swath_chips)
+        spans = iter(self._spans(self.shape[1], swaths))
+        return [list(itertools.islice(spans, len(starts))) for starts in swaths]
 
-    def _spans(self, size: int) -> list[_Span]:
-        chip, stride = self.chip_px, self.chip_px - self.overlap_px
-        last = max(0, size - chip)
-        starts = [*range(0, last, stride), last]
+    def _starts(self, size: int, together: int) -> list[list[int]]:
+        """Give where chips start along an axis, by swaths."""
+        last = max(0, size - self.chip_px)
+        count = 1 + math.ceil(last / self.stride_px)
+        shift = (count - 1) * self.stride_px - last
+        # Of a single swath the first chip is at the one edge, and the last at the other only if the strides fit.
+        swaths = max(math.ceil(count / together), 2 if shift else 1)
+        cuts = [-(-count * index // swaths) for index in range(swaths + 1)]
+        *others, end = ([self.stride_px * i for i in range(*pair)] for pair in itertools.pairwise(cuts))
+        return [*others, [start - shift for start in end]]
+
+    def _spans(self, size: int, swaths: Sequence[Sequence[int]]) -> list[_Span]:
+        chip, last = self.chip_px, max(0, size - self.chip_px)
+        starts = list(itertools.chain.from_iterable(swaths))
         cuts = [0, *((a + chip + b) // 2 for a, b in itertools.pairwise(starts)), size]
         return [
             _Span(
@@ -273,24 +322,36 @@ class Tiling:
     @property
     def chip_counts(self) -> tuple[int, int]:
         """Rows and columns of chips."""
-        return len(self._row_spans), len(self._col_spans)
+        return len(self._row_spans), sum(map(len, self._swath_spans))
 
     @property
     def chip_count(self) -> int:
         """Chips in all."""
         return math.prod(self.chip_counts)
 
-    def chip_row(self, index: int) -> Iterator[ChipWindow]:
-        """Give the chips of one row, from left to right."""
+    @property
+    def swath_count(self) -> int:
+        """Swaths of one row of chips."""
+        return len(self._swath_spans)
+
+    def swaths(self, index: int) -> Iterator[tuple[ChipWindow, ...]]:
+        """Give the chips of one row by swaths, from left to right."""
         row = self._row_spans[index]
         height, width = (min(self.chip_px, n) for n in self.shape)
-        for col in self._col_spans:
-            yield ChipWindow(
-                read=Window(col.read, row.read, self.chip_px, self.chip_px),
-                inside=Window(col.read, row.read, width, height),
-                core=_window(row.core, col.core),
-                kept=_window(row.kept, col.kept),
+        for cols in self._swath_spans:
+            yield tuple(
+                ChipWindow(
+                    read=Window(col.read, row.read, self.chip_px, self.chip_px),
+                    inside=Window(col.read, row.read, width, height),
+                    core=_window(row.core, col.core),
+                    kept=_window(row.kept, col.kept),
+                )
+                for col in cols
             )
+
+    def chip_row(self, index: int) -> Iterator[ChipWindow]:
+        """Give the chips of one row, from left to right."""
+        return itertools.chain.from_iterable(self.swaths(index))
 
     def __iter__(self) -> Iterator[ChipWindow]:
         for index in range(len(self._row_spans)):
@@ -304,8 +365,8 @@ class Tiling:
     def strips(self, chips: int) -> tuple[Strip, ...]:
         """Group the rows of chips into strips of at least so many chips, so high that only neighbours share rows."""
         rows, cols = self.chip_counts
-        kept, stride = self.chip_px - 2 * self.margin_px, self.chip_px - self.overlap_px
-        count = max(math.ceil(chips / cols), math.ceil(kept / stride))
+        kept = self.chip_px - 2 * self.margin_px
+        count = max(math.ceil(chips / cols), math.ceil(kept / self.stride_px))
         # What is left over joins the last strip.
         starts = [*range(0, max(1, rows - count + 1), count), rows]
         return tuple(self._strip(start, stop) for start, stop in itertools.pairwise(starts))
@@ -350,6 +411,11 @@ def windows_of(cells: Collection[tuple[int, int]], side: int, shape: tuple[int, 
             _window(rows, (start * side, min(stop * side, shape[1]))) for start, stop in zip(starts, stops, strict=True)
         ]
     return windows
+
+
+def spanning(left: Window, right: Window) -> Window:
+    """Give the window from one to another of the same rows."""
+    return Window(left.col_off, left.row_off, right.col_off + right.width - left.col_off, left.height)
 
 
 def shrunk(shape: tuple[int, int], longest_px: int) -> tuple[int, int]:

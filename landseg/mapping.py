@@ -31,7 +31,7 @@ from landseg.errors import RunInterruptedError
 from landseg.grid import Grid, Strip, Tiling
 from landseg.machine import cores
 from landseg.model.bundle import Bundle
-from landseg.model.pspnet import PSPNet
+from landseg.model.pspnet import OnSwaths, PSPNet
 from landseg.mosaic import Mosaic, Part, Rows, Sums, join
 from landseg.outputs.drafts import writing
 from landseg.predict import Predictor, Views, telling_memory
@@ -246,7 +246,8 @@ class Mapper:
         self.batch = job.batch
         card = job.bundle.card
         with telling_memory(job.device):
-            self.predict = Predictor(network, job.device, job.dtype, temperature=card.temperature, views=job.views)
+            on_swaths = OnSwaths(network, job.tiling.stride_px)
+            self.predict = Predictor(on_swaths, job.device, job.dtype, temperature=card.temperature, views=job.views)
             self.normalise = Normalisation.of(job.ranges, card.mean, card.std, job.device)
             # One for all strips: torch keeps memory apart by stream.
             self.copying = torch.cuda.Stream(job.device) if job.device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -259,7 +260,7 @@ class Mapper:
         Yields
         ------
         tuple
-            A batch of N chips, and (N, K, S, S) float32 that sums to 1 over K, both on the job's device.
+            A batch of M * n chips, and (M * n, K, S, S) float32 that sums to 1 over K, both on the job's device.
 
         Raises
         ------
@@ -309,8 +310,8 @@ class Mapper:
                 scene = SalvagedScene(raster) if job.on_error == "nodata" else raster
                 for batch, probabilities in self.answers(scene, strip):
                     parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), batch.chip_row)]
-                    for chip, chip_probabilities, valid in zip(batch.chips, probabilities, batch.valid, strict=True):
-                        mosaic.add(chip, chip_probabilities, valid)
+                    for answer in zip(batch.chips, probabilities, batch.valid_in_chips, strict=True):
+                        mosaic.add(*answer)
                     advance(batch.core_px, len(batch.chips))
                     left -= batch.core_px
             parts += [mosaic.finish(row) for row in range(strip.chip_rows.start + len(parts), strip.chip_rows.stop)]

@@ -69,8 +69,9 @@ class Predictor:
     Parameters
     ----------
     network
-        Maps (N, C, S, S) to logits (N, K, S, S). It is the predictor's from then on: it is folded, see
-        `landseg.model.folding`, and its weights are turned to ``dtype``.
+        Maps (N, C, S, W) to logits of the chips that these swaths hold, n each, (N * n, K, S, S), and the same with
+        sides swapped. It is the predictor's from then on: it is folded, see `landseg.model.folding`, and its weights
+        are turned to ``dtype``.
     device
         Where it runs.
     dtype
@@ -109,7 +110,7 @@ class Predictor:
         Raises
         ------
         MemoryLimitError
-            If memory does not suffice for a single chip.
+            If memory does not suffice for a single swath.
         BundleError
             If the network answers with NaN or infinity.
         """
@@ -126,17 +127,17 @@ class Predictor:
         Parameters
         ----------
         pixels
-            (N, C, S, S) float32, normalised.
+            (N, C, S, W) float32, normalised: single chips, or swaths of n.
 
         Returns
         -------
         Tensor
-            (N, K, S, S) float32 on the device; sums to 1 over K.
+            (N * n, K, S, S) float32 on the device; sums to 1 over K.
 
         Raises
         ------
         MemoryLimitError
-            If memory does not suffice for a single chip.
+            If memory does not suffice for a single swath.
         """
         while True:
             part = min(len(pixels), self._limit or len(pixels))
@@ -163,7 +164,7 @@ class Predictor:
         x = pixels.to(self.device, self.dtype, memory_format=torch.channels_last, non_blocking=True)
         probabilities = self._probabilities(x)
         for view in range(1, self.views):
-            probabilities += _turn_back(self._probabilities(_turn(x, view)), view)
+            probabilities += _turn_back(self._probabilities(_turn(x, view)), view, len(x))
         probabilities /= self.views
         # One that is not a number makes their sum none.
         self._is_finite &= torch.isfinite(probabilities.sum())
@@ -176,23 +177,25 @@ class Predictor:
     def _back_off(self, failed: int) -> None:
         if failed == 1:
             raise MemoryLimitError(
-                f"memory on {self.device} does not suffice for a single chip",
+                f"memory on {self.device} does not suffice for a single swath of chips",
                 "close other programs, or use --device cpu",
             )
         self._limit = failed // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        log.warning("memory on %s does not suffice for %d chips; going on with %d", self.device, failed, self._limit)
+        log.warning("memory on %s does not suffice for %d swaths; going on with %d", self.device, failed, self._limit)
 
 
 def _turn(x: Tensor, view: int) -> Tensor:
-    """Show (N, C, S, S) as one of 8 views: bits 0 and 1 mirror columns and rows, bit 2 then exchanges the two."""
+    """Show (N, C, S, W) as one of 8 views: bits 0 and 1 mirror columns and rows, bit 2 then exchanges the two."""
     x = _mirror(x, view)
     return (x.mT if view & 4 else x).contiguous(memory_format=torch.channels_last)
 
 
-def _turn_back(x: Tensor, view: int) -> Tensor:
-    """Undo `_turn`."""
+def _turn_back(x: Tensor, view: int, swaths: int) -> Tensor:
+    """Undo `_turn` on the chips of so many swaths, (N * n, K, S, S), which mirrored columns put in reverse order."""
+    if view & 1:
+        x = x.reshape(swaths, -1, *x.shape[1:]).flip(1).flatten(0, 1)
     return _mirror(x.mT if view & 4 else x, view)
 
 

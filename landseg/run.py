@@ -147,8 +147,9 @@ class Plan:
         weights = 6 * self.bundle.weights_bytes
         # Beside what the network holds, logits and probabilities stand side by side; read-ahead holds two batches more.
         held = self.bundle.card.architecture.floats_per_pixel
-        forward = self.batch * chip * 4 * (held + 4 * classes) if self.device.type == "cpu" else 0
-        ahead = 3 * self.batch * chip * (4 * bands + 1)
+        chips = max(self.batch, self.tiling.swath_chips)
+        forward = chips * chip * 4 * (held + 4 * classes) if self.device.type == "cpu" else 0
+        ahead = 3 * chips * chip * (4 * bands + 1)
         band = 2 * Mosaic.projected_bytes(self.tiling, classes)
         return int(weights + forward + ahead + band + self._strip_bytes)
 
@@ -284,13 +285,14 @@ def build_plan(scene: str, out: Path | str, config: RunConfig) -> Plan:
     info = describe_scene(scene, config.assume_crs)
     bands = match_bands(info, card.bands, config.bands)
     grid = choose_grid(info, card.gsd_m, force_gsd=config.force_gsd)
+    tiling = Tiling.in_swaths(grid.shape, card.chip_px, config.overlap, card.architecture.output_stride)
     plan = Plan(
         config=config,
         info=info,
         bundle=bundle,
         bands=bands,
         grid=grid,
-        tiling=Tiling(grid.shape, card.chip_px, round(config.overlap * card.chip_px)),
+        tiling=tiling,
         device=device,
         dtype=dtype,
         batch=config.batch or (8 if device.type == "cpu" else 64),
@@ -364,7 +366,7 @@ def _fitted(plan: Plan) -> Plan:
     """
     budget = plan.budget_bytes - base_bytes()
     plans = [replace(plan, threads=threads_within(budget, plan.grid.shape[1], plan.threads))]
-    while plans[-1].batch > 1 and plan.config.batch is None:
+    while plans[-1].batch > plan.tiling.swath_chips and plan.config.batch is None:
         plans.append(replace(plans[-1], batch=plans[-1].batch // 2))
     fitting = [one for one in plans if one.memory_bytes <= one.budget_bytes] or plans[-1:]
     if not Drafts(plan.outputs.polygons).folder.is_dir():
@@ -389,11 +391,12 @@ def check(plan: Plan) -> None:
         If the output folder can't be written to or has too little room.
     """
     if plan.memory_bytes > plan.budget_bytes:
+        fewer = ", or a smaller --batch" if plan.batch > plan.tiling.swath_chips else ""
         allowed = "--max-memory allows" if plan.config.max_memory else "half of what is free is"
         needed, given = plan.memory_bytes / 1e9, plan.budget_bytes / 1e9
         raise MemoryLimitError(
             f"the run takes up to {needed:.2f} GB of memory; {allowed} {given:.2f} GB",
-            f"give it --max-memory {math.ceil(1000 * needed)}MB" + (", or a smaller --batch" if plan.batch > 1 else ""),
+            f"give it --max-memory {math.ceil(1000 * needed)}MB{fewer}",
         )
     outputs = plan.outputs
     if outputs.storage is not None:
@@ -405,13 +408,15 @@ def check(plan: Plan) -> None:
 
 def projected_seconds(plan: Plan) -> float:
     """Time one batch of noise, after a warm-up, and scale it to the plan's chips; polygons aside."""
-    predictor = _mapper(plan).predict
-    side = plan.tiling.chip_px
-    noise = torch.randn(min(plan.batch, plan.tiling.chip_count), len(plan.bands), side, side, device=plan.device)
+    predictor, tiling = _mapper(plan).predict, plan.tiling
+    chips = len(next(tiling.swaths(0)))
+    width = tiling.chip_px + (chips - 1) * tiling.stride_px
+    swaths = min(max(1, plan.batch // tiling.swath_chips), tiling.swath_count)
+    noise = torch.randn(swaths, len(plan.bands), tiling.chip_px, width, device=plan.device)
     predictor(noise)
     start = time.perf_counter()
     predictor(noise)
-    return (time.perf_counter() - start) / len(noise) * plan.tiling.chip_count
+    return (time.perf_counter() - start) / (swaths * chips) * tiling.chip_count
 
 
 def execute(plan: Plan, on_progress: ProgressCallback = lambda _: None) -> Result:
@@ -584,7 +589,7 @@ def predict_chips(plan: Plan, on_progress: ProgressCallback = lambda _: None) ->
     Yields
     ------
     tuple
-        A batch of N chips, and (N, K, S, S) float32 on the plan's device that sums to 1 over K.
+        A batch of M * n chips, and (M * n, K, S, S) float32 on the plan's device that sums to 1 over K.
 
     Raises
     ------

@@ -27,8 +27,9 @@ def fold(network: nn.Module) -> None:
     """
     for module in network.modules():
         _fold_normalisation(module)
-    if isinstance(network, PSPNet) and not isinstance(network.pyramid, FoldedPyramid):
-        _fold_pyramid(network)
+    for module in list(network.modules()):
+        if isinstance(module, PSPNet) and not isinstance(module.pyramid, FoldedPyramid):
+            _fold_pyramid(module)
 
 
 def _fold_normalisation(module: nn.Module) -> None:
@@ -93,7 +94,7 @@ class FoldedPyramid(nn.Module):
             levels = []
             for bins in self.pyramid.bins:
                 cells = torch.eye(bins**2, device=x.device).view(-1, 1, bins, bins)
-                pixels = upsample(cells, x, align_corners=self.pyramid.align_corners)  # (n * n, 1, h, w)
+                pixels = upsample(cells, size, align_corners=self.pyramid.align_corners)  # (n * n, 1, h, w)
                 seen = F.unfold(pixels, self.kernel, padding=self.kernel // 2)  # (n * n, k * k, h * w)
                 levels.append(seen.transpose(0, 1).flatten(0, 1))
             self._shares_at[size] = torch.cat(levels).T.to(x.dtype)

@@ -4,6 +4,7 @@ Zhao et al., "Pyramid Scene Parsing Network", CVPR 2017. Where the paper is sile
 code: https://github.com/hszhao/PSPNet and https://github.com/hszhao/semseg.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, overload
 
@@ -189,7 +190,7 @@ class PyramidPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, h, w) to (N, C + L * R, h, w) for L levels of R channels; without levels, to itself."""
-        levels = [upsample(level(x), x, align_corners=self.align_corners) for level in self.levels]
+        levels = [upsample(level(x), x.shape[-2:], align_corners=self.align_corners) for level in self.levels]
         return torch.cat([x, *levels] if self.features_first else [*levels, x], dim=1)
 
     def split(self, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -203,9 +204,9 @@ class PyramidPooling(nn.Module):
         return on_features, on_levels
 
 
-def upsample(x: Tensor, like: Tensor, *, align_corners: bool) -> Tensor:
-    """Interpolate (N, C, h, w) bilinearly to the height and width of ``like``."""
-    return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=align_corners)
+def upsample(x: Tensor, size: Sequence[int], *, align_corners: bool) -> Tensor:
+    """Interpolate (N, C, h, w) bilinearly to (N, C, *size)."""
+    return F.interpolate(x, size, mode="bilinear", align_corners=align_corners)
 
 
 def prediction_head(
@@ -274,13 +275,47 @@ class PSPNet(nn.Module):
         Tensor or tuple of Tensor
             Logits, (N, classes, H, W), and the auxiliary ones of the same shape.
         """
-        align_corners = self.architecture.align_corners
         before, last = self.backbone(x)  # (N, C3, H/s, W/s), (N, C4, H/s, W/s)
-        logits = self.head(self.pyramid(last))  # (N, K, H/s, W/s)
-        # In bf16 the eight bits of a logit would be too coarse to tell neighbouring pixels apart.
-        logits = upsample(logits.float(), x, align_corners=align_corners)  # (N, K, H, W)
+        logits = self.classify(last, x.shape[-2:])  # (N, K, H, W)
         if not with_auxiliary:
             return logits
         if self.auxiliary is None:
             raise ValueError("this network was built without its auxiliary head")
-        return logits, upsample(self.auxiliary(before), x, align_corners=align_corners)  # (N, K, H, W) both
+        auxiliary = upsample(self.auxiliary(before), x.shape[-2:], align_corners=self.architecture.align_corners)
+        return logits, auxiliary  # (N, K, H, W) both
+
+    def classify(self, features: Tensor, size: Sequence[int]) -> Tensor:
+        """Map the backbone's features, (N, C4, H/s, W/s), to logits of a chip's size, (N, K, H, W)."""
+        logits = self.head(self.pyramid(features))  # (N, K, H/s, W/s)
+        # In bf16 the eight bits of a logit would be too coarse to tell neighbouring pixels apart.
+        return upsample(logits.float(), size, align_corners=self.architecture.align_corners)
+
+
+class OnSwaths(nn.Module):
+    """A network on swaths, several chips beside each other: features of the ground that they share are computed once.
+
+    What a chip's features follow from is then more than the chip, since convolutions at its sides see what lies beyond
+    them in the swath. The pyramid pools over single chips as ever.
+
+    Parameters
+    ----------
+    network
+        What answers.
+    stride_px
+        Pixels from where a chip begins to where the next one does: a multiple of the network's output stride, unless
+        swaths are single chips.
+    """
+
+    def __init__(self, network: PSPNet, stride_px: int) -> None:
+        super().__init__()
+        self.network = network
+        self.stride = max(1, stride_px // network.architecture.output_stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, S, S + (n - 1) * stride), or its transpose, to the logits of n chips each, (N * n, K, S, S)."""
+        features = self.network.backbone(x)[-1]  # (N, C4, s, w)
+        side = min(features.shape[-2:])
+        chips = features.unfold(2, side, self.stride).unfold(3, side, self.stride)  # (N, C4, 1, n, s, s) or n, 1
+        chips = chips.flatten(2, 3).transpose(1, 2).flatten(0, 1)  # (N * n, C4, s, s)
+        size = (min(x.shape[-2:]),) * 2
+        return self.network.classify(chips.contiguous(memory_format=torch.channels_last), size)

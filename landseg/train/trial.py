@@ -126,12 +126,13 @@ def calibrate(
 def _labelled_chips(plan: Plan, read: ReadChannels, on_progress: ProgressCallback) -> Iterator[tuple[Tensor, Tensor]]:
     """Give log-probabilities, (N, K, S, S), and channel indices, (N, S, S), known within the chips' cores alone."""
     for batch, probabilities in predict_chips(plan, on_progress):
-        mask = torch.full(batch.valid.shape, IGNORED, dtype=torch.int64)
+        valid = batch.valid_in_chips.cpu()
+        mask = torch.full(valid.shape, IGNORED, dtype=torch.int64)
         for index, chip in enumerate(batch.chips):
             top, left = chip.core.row_off - chip.read.row_off, chip.core.col_off - chip.read.col_off
             rows, cols = slice(top, top + chip.core.height), slice(left, left + chip.core.width)
             mask[index, rows, cols] = torch.from_numpy(read(chip.core))
-        mask[~batch.valid.cpu()] = IGNORED
+        mask[~valid] = IGNORED
         yield probabilities.clamp(min=torch.finfo(torch.float32).tiny).log().cpu(), mask
 
 

@@ -226,8 +226,8 @@ def test_strips_are_gone_on_with_whatever_memory_is_free_now(scene: Path, small_
 
     assert planned().batch == 8
     # As when little was free.
-    (out.with_name("map.gpkg.landseg") / map_job(replace(planned(), batch=2)).key).mkdir(parents=True)
-    assert planned().batch == 2
+    (out.with_name("map.gpkg.landseg") / map_job(replace(planned(), batch=4)).key).mkdir(parents=True)
+    assert planned().batch == 4
 
 
 def test_a_scene_is_the_same_however_its_path_is_spelt(

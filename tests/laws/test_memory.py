@@ -71,7 +71,7 @@ def test_peak_memory_is_within_the_projection_whatever_the_height(
 ) -> None:
     config = RunConfig(model=str(model), device="cpu", precision="fp32", batch=2, max_memory=2e9)
     measured = []
-    for rows in (2_000, 24_000):
+    for rows in (4_000, 48_000):
         scene = tmp_path / f"{rows}.tif"
         make_sparse(scene, rows, city)
         mine, its = processes.Pipe()
@@ -83,5 +83,5 @@ def test_peak_memory_is_within_the_projection_whatever_the_height(
     (projected, mapped, peak), (projected_high, mapped_high, peak_high) = measured
     assert peak <= projected
     assert peak_high <= projected_high
-    # Labels and confidence of the higher scene are 49 MB, its pixels 74 MB.
-    assert mapped_high - mapped < 40e6
+    # Labels and confidence of the higher scene are 98 MB, its pixels 147 MB.
+    assert mapped_high - mapped < 60e6

@@ -59,13 +59,27 @@ def cases(draw: st.DrawFn) -> tuple[ArrayScene, Tiling, int]:
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     data = random.integers(0, 256, size=(1, *shape), dtype=np.uint8)
     valid = random.random(shape) < draw(st.sampled_from([0.0, 0.5, 1.0]))
-    tiling = Tiling(shape, chip, overlap)
+    tiling = Tiling(shape, chip, overlap, draw(st.integers(1, 4)))
     return ArrayScene(data, valid), tiling, draw(st.integers(0, tiling.margin_px))
 
 
 def answers(scene: ArrayScene, tiling: Tiling, radius: int) -> list[tuple[Batch, torch.Tensor]]:
     batches = read_batches(scene, tiling, batch=3)
-    return [(batch, stand_in(AS_THEY_ARE(batch.pixels, batch.valid), radius)) for batch in batches]
+    return [
+        (batch, in_chips(stand_in(AS_THEY_ARE(batch.pixels, batch.valid), radius), tiling.stride_px))
+        for batch in batches
+    ]
+
+
+def in_chips(swaths: torch.Tensor, stride: int) -> torch.Tensor:
+    """Cut answers to swaths, (M, K, S, W), into those to their chips, (M * n, K, S, S)."""
+    side, width = swaths.shape[-2:]
+    lefts = range(0, width - side + 1, stride)
+    return torch.stack([swath[..., left : left + side] for swath in swaths for left in lefts])
+
+
+def random_scores(batch: Batch, tiling: Tiling, random: np.random.Generator) -> torch.Tensor:
+    return torch.softmax(torch.from_numpy(random.normal(size=(len(batch.chips), 3, *2 * [tiling.chip_px]))), 1)
 
 
 def mosaicked(
@@ -89,7 +103,7 @@ def strip_part(
             item
             for batch, probabilities in answered
             if batch.chip_row == chip_row
-            for item in zip(batch.chips, probabilities, batch.valid, strict=True)
+            for item in zip(batch.chips, probabilities, batch.valid_in_chips, strict=True)
         ]
         order = range(len(chips)) if random is None else random.permutation(len(chips))
         for index in order:
@@ -121,10 +135,7 @@ def test_neither_order_nor_strips_matter(case: tuple[ArrayScene, Tiling, int], s
     scene, tiling, _ = case
     # With a radius beyond the margin, and random scores, overlapping chips disagree.
     random = np.random.default_rng(seed)
-    answered = [
-        (batch, torch.softmax(torch.from_numpy(random.normal(size=(len(batch.chips), 3, *batch.pixels.shape[2:]))), 1))
-        for batch in read_batches(scene, tiling, batch=3)
-    ]
+    answered = [(batch, random_scores(batch, tiling, random)) for batch in read_batches(scene, tiling, batch=3)]
     in_order = mosaicked(tiling, answered)
     for other in (mosaicked(tiling, answered, random), mosaicked(tiling, answered, random, chips)):
         assert (in_order[0] == other[0]).all()
@@ -140,7 +151,7 @@ def test_an_average_of_what_chips_say_is_taken(case: tuple[ArrayScene, Tiling, i
     axis = np.maximum(1, np.rint(64 * np.sin(np.pi * (np.arange(tiling.chip_px) + 0.5) / tiling.chip_px) ** 2))
     answered = []
     for batch in read_batches(scene, tiling, batch=3):
-        scores = torch.softmax(torch.from_numpy(random.normal(size=(len(batch.chips), 3, *batch.pixels.shape[2:]))), 1)
+        scores = random_scores(batch, tiling, random)
         answered.append((batch, scores))
         for chip, score in zip(batch.chips, scores.numpy(), strict=True):
             rows, cols = chip.kept.toslices()

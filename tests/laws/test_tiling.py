@@ -16,7 +16,7 @@ from landseg.mosaic import PROBABILITY_LEVELS, WEIGHT_LEVELS, axis_weights
 def tilings(draw: st.DrawFn) -> Tiling:
     chip = draw(st.integers(1, 40))
     shape = draw(st.tuples(st.integers(1, 120), st.integers(1, 120)))
-    return Tiling(shape, chip, draw(st.integers(0, chip * 9 // 10)) if chip > 1 else 0)
+    return Tiling(shape, chip, draw(st.integers(0, chip * 9 // 10)) if chip > 1 else 0, draw(st.integers(1, 6)))
 
 
 def part(window: Window) -> tuple[slice, slice]:
@@ -68,6 +68,36 @@ def test_a_kept_pixel_is_a_margin_away_from_inner_sides(tiling: Tiling) -> None:
         for axis, size in enumerate(tiling.shape):
             assert read[axis].start == 0 or kept[axis].start - read[axis].start == tiling.margin_px
             assert read[axis].stop >= size or read[axis].stop - kept[axis].stop == tiling.margin_px
+
+
+@given(tilings())
+def test_swaths_part_a_row_evenly_and_their_chips_stand_at_the_stride(tiling: Tiling) -> None:
+    swaths = list(tiling.swaths(0))
+    assert list(itertools.chain(*swaths)) == list(tiling.chip_row(0))
+    assert len(swaths) == tiling.swath_count
+    sizes = [len(swath) for swath in swaths]
+    assert max(sizes) <= tiling.swath_chips
+    assert max(sizes) - min(sizes) <= 1
+    for swath in swaths:
+        starts = [chip.read.col_off for chip in swath]
+        assert all(right - left == tiling.stride_px for left, right in itertools.pairwise(starts))
+
+
+@given(tilings())
+def test_chips_are_as_many_as_the_stride_needs_and_none_is_further_from_the_next(tiling: Tiling) -> None:
+    starts = [chip.read.col_off for chip in tiling.chip_row(0)]
+    assert len(starts) == 1 + -(-max(0, tiling.shape[1] - tiling.chip_px) // tiling.stride_px)
+    assert all(0 < right - left <= tiling.stride_px for left, right in itertools.pairwise(starts))
+
+
+@given(st.integers(1, 800), st.floats(0, 0.9), st.sampled_from([8, 16, 32]))
+def test_a_stride_is_of_whole_cells_and_near_what_is_wanted(chip_px: int, overlap: float, cell_px: int) -> None:
+    tiling = Tiling.in_swaths((1000, 1000), chip_px, overlap, cell_px)
+    assert tiling.stride_px % cell_px == 0 or tiling.swath_chips == 1
+    width = max(chip.read.col_off for chip in next(tiling.swaths(0))) + chip_px
+    assert width <= max(chip_px, 1024)
+    if chip_px >= 2 * cell_px:
+        assert abs(tiling.stride_px - (1 - overlap) * chip_px) <= cell_px
 
 
 @given(tilings())

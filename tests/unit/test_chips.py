@@ -9,7 +9,7 @@ from landseg.chips import Normalisation, read_batches
 from landseg.errors import SceneError
 from landseg.grid import Tiling
 from landseg.scene import Pixels
-from tests.laws.test_mosaic import ArrayScene
+from tests.laws.test_mosaic import ArrayScene, in_chips
 
 RANDOM = np.random.default_rng(0)
 
@@ -48,12 +48,23 @@ def test_a_row_of_chips_is_parted_evenly(batch: int, sizes: list[int]) -> None:
     assert [len(batch.chips) for batch in batches] == sizes
 
 
-def test_chips_hold_the_pixels_of_their_windows() -> None:
+@pytest.mark.parametrize(("batch", "sizes"), [(16, [4, 9]), (8, [4, 6, 3]), (4, [4, 3, 3, 3]), (1, [4, 3, 3, 3])])
+def test_swaths_are_not_parted_and_those_of_a_batch_are_alike(batch: int, sizes: list[int]) -> None:
+    batches = read_batches(scene(10, 130), Tiling((10, 130), 10, 0, 4), batch=batch)
+    assert [len(batch.chips) for batch in batches] == sizes
+
+
+@pytest.mark.parametrize("swath_chips", [1, 2, 3])
+def test_chips_hold_the_pixels_of_their_windows(swath_chips: int) -> None:
     source = scene(33, 41)
-    for batch in read_batches(source, Tiling((33, 41), 16, 4), batch=3):
-        for chip, pixels in zip(batch.chips, batch.pixels.numpy(), strict=True):
+    source.valid[10:] = False
+    tiling = Tiling((33, 41), 16, 4, swath_chips)
+    for batch in read_batches(source, tiling, batch=3):
+        pixels = in_chips(batch.pixels, tiling.stride_px).numpy()
+        for chip, values, valid in zip(batch.chips, pixels, batch.valid_in_chips.numpy(), strict=True):
             rows, cols = chip.read.toslices()
-            assert (pixels == source.data[:, rows, cols]).all()
+            assert (values == source.data[:, rows, cols]).all()
+            assert (valid == source.valid[rows, cols]).all()
 
 
 def test_a_scene_smaller_than_a_chip_is_mirrored() -> None:
@@ -77,6 +88,15 @@ def test_chips_without_a_valid_pixel_are_left_out() -> None:
     tiling = Tiling((40, 40), 10, 0)
     read = [chip for batch in read_batches(source, tiling, batch=3) for chip in batch.chips]
     assert read == [chip for chip in tiling if chip.read.col_off < 20]
+
+
+def test_a_swath_falls_apart_where_chips_hold_no_valid_pixel() -> None:
+    source = scene(10, 80)
+    source.valid[:, 20:40] = False
+    batches = list(read_batches(source, Tiling((10, 80), 10, 0, 4), batch=8))
+    starts = [[chip.read.col_off for chip in batch.chips] for batch in batches]
+    assert starts == [[0, 10], [40, 50, 60, 70]]
+    assert [batch.pixels.shape[-1] for batch in batches] == [20, 40]
 
 
 class _Failing(ArrayScene):

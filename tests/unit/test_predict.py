@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from landseg.errors import BundleError, MemoryLimitError, ResourceError
-from landseg.predict import Predictor, choose_device, choose_precision, telling_memory
+from landseg.predict import Predictor, Views, choose_device, choose_precision, telling_memory
 
 CPU = torch.device("cpu")
 
@@ -84,6 +84,22 @@ def test_views_are_averaged() -> None:
     two, four = (predictor(x) + mirrored) / 2, (predictor(x) + mirrored + upside_down + both) / 4
     assert torch.allclose(Predictor(Lopsided(), CPU, views=2)(x), two, atol=1e-6)
     assert torch.allclose(Predictor(Lopsided(), CPU, views=4)(x), four, atol=1e-6)
+
+
+class InChips(Lopsided):
+    """Answers swaths by chips of 6 pixels that stand at a stride of 4."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = super().forward(x).unfold(2, 6, 4).unfold(3, 6, 4)  # (N, K, 1, n, 6, 6) or n, 1
+        return answer.flatten(2, 3).transpose(1, 2).flatten(0, 1)
+
+
+@pytest.mark.parametrize("views", [1, 2, 4, 8])
+def test_views_of_swaths_are_of_the_same_chips(views: Views) -> None:
+    x = torch.randn(2, 2, 6, 6 + 2 * 4)
+    whole = Predictor(Lopsided(), CPU, views=views)(x)
+    chips = torch.stack([swath[..., left : left + 6] for swath in whole for left in (0, 4, 8)])
+    assert torch.allclose(Predictor(InChips(), CPU, views=views)(x), chips, atol=1e-6)
 
 
 def test_a_temperature_divides_the_logits_and_keeps_the_labels() -> None:

@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 
 from landseg.config import RunConfig
 from landseg.errors import DiskError, MemoryLimitError, UsageError
+from landseg.grid import SWATH_CHIPS
 from landseg.machine import cores
 from landseg.mapping import Progress
 from landseg.mosaic import Mosaic
@@ -40,7 +41,7 @@ def test_a_plan_decides_everything(plan: Plan) -> None:
     assert plan.bands == (1, 2, 3)
     assert plan.grid is plan.info.grid
     assert plan.tiling.shape == (120, 150)
-    assert (plan.tiling.chip_px, plan.tiling.overlap_px) == (48, 12)
+    assert (plan.tiling.chip_px, plan.tiling.stride_px) == (48, 40)
     assert json.loads(json.dumps(plan.summary()))["chips"]["count"] == plan.tiling.chip_count
 
 
@@ -64,12 +65,17 @@ def test_a_budget_takes_fewer_chips_and_threads(plan: Plan) -> None:
 
     roomy, tight = planned(max_memory=1e12), planned(max_memory=1.0)
     assert (roomy.batch, roomy.threads) == (8, cores())
-    assert (tight.batch, tight.threads) == (1, 1)
+    assert (tight.batch, tight.threads) == (SWATH_CHIPS, 1)
     check(roomy)
     with pytest.raises(MemoryLimitError, match=f"--max-memory {math.ceil(tight.memory_bytes / 1e6)}MB"):
         check(tight)
     check(planned(max_memory=tight.memory_bytes))
-    assert planned(max_memory=1.0, batch=4).batch == 4
+    asked = planned(max_memory=1.0, batch=2 * SWATH_CHIPS)
+    assert asked.batch == 2 * SWATH_CHIPS
+    with pytest.raises(MemoryLimitError, match="or a smaller --batch"):
+        check(asked)
+    # Less than a swath takes no less.
+    assert planned(batch=1).memory_bytes == planned(batch=SWATH_CHIPS).memory_bytes
 
 
 def test_half_of_what_is_free_is_the_budget(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

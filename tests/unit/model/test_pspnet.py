@@ -4,7 +4,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from landseg.model.pspnet import Architecture, Concatenation, Pooling, PSPNet, PyramidPooling
+from landseg.model.pspnet import Architecture, Concatenation, OnSwaths, Pooling, PSPNet, PyramidPooling
+from landseg.model.resnet import OutputStride
 
 TINY = Architecture(classes=4)
 SHAPES_ONLY = torch.device("meta")
@@ -204,3 +205,41 @@ def test_a_chip_s_answer_does_not_depend_on_its_neighbours_in_the_batch() -> Non
 
     with torch.inference_mode():
         torch.testing.assert_close(network(x)[1:2], network(x[1:2]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chip_px", [48, 53])
+def test_a_single_chip_is_a_swath(chip_px: int) -> None:
+    network = PSPNet(Architecture()).eval()
+    x = torch.randn(2, 3, chip_px, chip_px, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert torch.allclose(OnSwaths(network, chip_px)(x), network(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("is_tall", [False, True])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_chips_of_a_swath_are_answered_as_chips_are_where_features_see_no_side(
+    output_stride: OutputStride, is_tall: bool
+) -> None:
+    # The stem and three stages of basic blocks see less than 192 pixels around.
+    network = PSPNet(Architecture(stages=3, stem="7x7", output_stride=output_stride, bins=())).eval()
+    settle(network)
+    chip, stride = 400, 208
+    x = torch.randn(2, 3, chip, chip + 2 * stride, generator=torch.Generator().manual_seed(0))
+    lefts = (0, stride, 2 * stride)
+    chips = torch.stack([swath[..., left : left + chip] for swath in x for left in lefts])
+    with torch.inference_mode():
+        if is_tall:
+            chips, x = chips.mT, x.mT
+        alone, together = network(chips), OnSwaths(network, stride)(x)
+    middle = slice(192, chip - 192)
+    error = (together - alone)[..., middle, middle].abs().max()
+    assert error < 1e-4 * alone.std()
+
+
+def test_the_pyramid_pools_over_single_chips_of_a_swath() -> None:
+    network = PSPNet(Architecture()).eval()
+    seen: list[torch.Tensor] = []
+    network.pyramid.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        OnSwaths(network, 40)(torch.randn(2, 3, 48, 48 + 3 * 40))
+    assert [tuple(features.shape) for features in seen] == [(8, 512, 6, 6)]
