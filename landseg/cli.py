@@ -55,7 +55,7 @@ Overlap = Annotated[float | None, typer.Option(help="part of a chip that neighbo
 Views = Annotated[int | None, typer.Option(help="average over so many symmetries of each chip: 1, 2, 4 or 8; 1")]
 Device = Annotated[Literal["auto", "cpu", "cuda"] | None, typer.Option(help="where the network runs; auto")]
 Precision = Annotated[Literal["auto", "fp32", "bf16"] | None, typer.Option(help="what it computes in; auto")]
-Batch = Annotated[int | None, typer.Option(help="chips per forward pass, in swaths of up to 4; by device")]
+Batch = Annotated[int | None, typer.Option(help="chips per forward pass, in swaths of up to 8; by device")]
 NodataPolicy = Annotated[
     Literal["all", "any"] | None, typer.Option(help="a pixel is invalid when all, or any, bands are nodata; all")
 ]

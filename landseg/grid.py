@@ -21,7 +21,7 @@ from rasterio.windows import Window
 WGS84 = Geod(ellps="WGS84")
 LONLAT = CRS.from_epsg(4326)
 
-SWATH_CHIPS, SWATH_PX = 4, 1024
+SWATH_CHIPS, SWATH_PX = 8, 1536
 """Most chips and columns of a swath: longer ones are hardly quicker, and for one at least memory must suffice."""
 
 

@@ -28,7 +28,7 @@ class MapConfig(PolygonConfig):
     views: Literal[1, 2, 4, 8] = Field(1, description="symmetries of a chip that its answer is averaged over")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the network runs")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the hardware has it")
-    batch: int | None = Field(None, ge=1, description="chips per forward pass, in swaths of up to 4; None: by device")
+    batch: int | None = Field(None, ge=1, description="chips per forward pass, in swaths of up to 8; None: by device")
     nodata_policy: Literal["all", "any"] = Field(
         "all", description="a pixel is invalid when all of the model's bands are nodata, or when any is"
     )

@@ -26,7 +26,7 @@ from landseg.config import RunConfig
 from landseg.errors import RunInterruptedError, SceneError
 from landseg.mapping import Advance, Mapper, Progress
 from landseg.outputs.paths import OutputPaths
-from landseg.run import Plan, build_plan, execute, map_job
+from landseg.run import Plan, _fitted, build_plan, execute, map_job
 from tests.conftest import Landseg, SceneMaker, write_vrt
 
 Start = Callable[[], BaseProcess]
@@ -224,10 +224,12 @@ def test_strips_are_gone_on_with_whatever_memory_is_free_now(scene: Path, small_
     def planned() -> Plan:
         return build_plan(str(scene), out, RunConfig(model=str(small_bundle), device="cpu", max_memory=1e12))
 
-    assert planned().batch == 8
+    # As many as a GPU takes.
+    roomy = replace(planned(), batch=64)
+    assert _fitted(roomy).batch == 64
     # As when little was free.
-    (out.with_name("map.gpkg.landseg") / map_job(replace(planned(), batch=4)).key).mkdir(parents=True)
-    assert planned().batch == 4
+    (out.with_name("map.gpkg.landseg") / map_job(replace(roomy, batch=16)).key).mkdir(parents=True)
+    assert _fitted(roomy).batch == 16
 
 
 def test_a_scene_is_the_same_however_its_path_is_spelt(

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rasterio.windows import Window
 
-from landseg.grid import Tiling
+from landseg.grid import SWATH_PX, Tiling
 from landseg.mosaic import PROBABILITY_LEVELS, WEIGHT_LEVELS, axis_weights
 
 
@@ -95,7 +95,7 @@ def test_a_stride_is_of_whole_cells_and_near_what_is_wanted(chip_px: int, overla
     tiling = Tiling.in_swaths((1000, 1000), chip_px, overlap, cell_px)
     assert tiling.stride_px % cell_px == 0 or tiling.swath_chips == 1
     width = max(chip.read.col_off for chip in next(tiling.swaths(0))) + chip_px
-    assert width <= max(chip_px, 1024)
+    assert width <= max(chip_px, SWATH_PX)
     if chip_px >= 2 * cell_px:
         assert abs(tiling.stride_px - (1 - overlap) * chip_px) <= cell_px
 

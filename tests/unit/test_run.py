@@ -64,7 +64,7 @@ def test_a_budget_takes_fewer_chips_and_threads(plan: Plan) -> None:
         return build_plan(plan.info.path, plan.outputs.polygons, config)
 
     roomy, tight = planned(max_memory=1e12), planned(max_memory=1.0)
-    assert (roomy.batch, roomy.threads) == (8, cores())
+    assert (roomy.batch, roomy.threads) == (SWATH_CHIPS, cores())
     assert (tight.batch, tight.threads) == (SWATH_CHIPS, 1)
     check(roomy)
     with pytest.raises(MemoryLimitError, match=f"--max-memory {math.ceil(tight.memory_bytes / 1e6)}MB"):
