@@ -134,9 +134,8 @@ def main() -> None:
         made_ready = Predictor(plan.bundle.load_network(), device, plan.dtype).network
         ready_chips = chips.to(plan.dtype, memory_format=torch.channels_last)
         on_swaths = Predictor(OnSwaths(plan.bundle.load_network(), plan.tiling.stride_px), device, plan.dtype).network
-        length = len(next(plan.tiling.swaths(0)))
-        width = side + (length - 1) * plan.tiling.stride_px
-        swaths = torch.randn(max(1, plan.batch // length), len(plan.bands), side, width, device=device)
+        length, width = plan.tiling.swath_shape
+        swaths = torch.randn(plan.tiling.swaths_of(plan.batch), len(plan.bands), side, width, device=device)
         swaths = swaths.to(plan.dtype, memory_format=torch.channels_last)
         passes: dict[str, Callable[[], object]] = {
             PLAIN: lambda: plain(chips),

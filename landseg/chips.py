@@ -127,7 +127,7 @@ def read_batches(
     SceneError
         If a chip can't be read; the error comes to the caller, and reading stops.
     """
-    together = max(1, batch // tiling.swath_chips)
+    together = tiling.swaths_of(batch)
     size = math.ceil(tiling.swath_count / math.ceil(tiling.swath_count / together))
     places = ((row, chips) for row in chip_rows or tiling.whole.chip_rows for chips in tiling.swaths(row))
 

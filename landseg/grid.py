@@ -334,6 +334,16 @@ class Tiling:
         """Swaths of one row of chips."""
         return len(self._swath_spans)
 
+    @property
+    def swath_shape(self) -> tuple[int, int]:
+        """Chips and columns of a row's first swath; none is longer."""
+        chips = len(self._swath_spans[0])
+        return chips, self.chip_px + (chips - 1) * self.stride_px
+
+    def swaths_of(self, chips: int) -> int:
+        """Count the swaths, one at least, that so many chips are enough for."""
+        return max(1, chips // self.swath_chips)
+
     def swaths(self, index: int) -> Iterator[tuple[ChipWindow, ...]]:
         """Give the chips of one row by swaths, from left to right."""
         row = self._row_spans[index]

@@ -409,9 +409,8 @@ def check(plan: Plan) -> None:
 def projected_seconds(plan: Plan) -> float:
     """Time one batch of noise, after a warm-up, and scale it to the plan's chips; polygons aside."""
     predictor, tiling = _mapper(plan).predict, plan.tiling
-    chips = len(next(tiling.swaths(0)))
-    width = tiling.chip_px + (chips - 1) * tiling.stride_px
-    swaths = min(max(1, plan.batch // tiling.swath_chips), tiling.swath_count)
+    chips, width = tiling.swath_shape
+    swaths = min(tiling.swaths_of(plan.batch), tiling.swath_count)
     noise = torch.randn(swaths, len(plan.bands), tiling.chip_px, width, device=plan.device)
     predictor(noise)
     start = time.perf_counter()

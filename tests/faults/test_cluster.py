@@ -241,7 +241,7 @@ class Poison(WorkerPlugin):
 
 
 @pytest.mark.parametrize("error", [None, MemoryError()], ids=["killed", "memory"])
-def test_a_strip_that_ends_workers_is_tried_with_one_chip_at_a_time(
+def test_a_strip_that_ends_workers_is_tried_with_one_swath_at_a_time(
     plan: Plan, cluster: LocalCluster, caplog: pytest.LogCaptureFixture, error: Exception | None
 ) -> None:
     with Client(cluster) as client:
